@@ -1,0 +1,200 @@
+"""The one seam: a source yields batches of activations, reconstructions and document ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from darkmatter.checks import as_float_tensor, check_finite, check_matrix
+from darkmatter.errors import InputError
+
+Array = npt.NDArray[Any] | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some tokens of one layer, with what each SAE makes of them.
+
+    Attributes:
+        x: Activations, (n, d_model), any floating dtype.
+        recons: Reconstructions Sae(x) by SAE name, each (n, d_model) — not errors.
+        groups: Document id of every token, (n,), int64. A document may span batches.
+    """
+
+    x: Array
+    recons: Mapping[str, Array]
+    groups: npt.NDArray[np.int64]
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A re-iterable stream of batches; the same batches, in the same order, every time.
+
+    `description` is JSON-serialisable and goes into the report; a source that knows its length puts it there as
+    ``n_tokens`` (used for the progress bar only).
+    """
+
+    @property
+    def d_model(self) -> int:
+        """Activation width."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the SAEs, the keys of every batch's `recons`."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Where the tokens come from and what was dropped."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start again from the first batch."""
+        ...
+
+
+@runtime_checkable
+class ResumableSource(BatchSource, Protocol):
+    """A source that can start at a later batch without computing the earlier ones."""
+
+    def batches_from(self, start: int) -> Iterator[Batch]:
+        """Yield the batches that iteration would yield from number `start` on."""
+        ...
+
+
+def iterate_from(source: BatchSource, start: int) -> Iterator[Batch]:
+    """Yield the source's batches from number `start` on, skipping cheaply where the source can."""
+    if start and isinstance(source, ResumableSource):
+        return source.batches_from(start)
+    return islice(iter(source), start, None)
+
+
+def check_batch(batch: Batch, *, d_model: int, names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Validate one batch completely before anything is accumulated from it.
+
+    Args:
+        batch: The batch.
+        d_model: Width the source announced.
+        names: SAE names the source announced.
+
+    Returns:
+        x and the reconstructions as floating tensors, in the order of `names`.
+
+    Raises:
+        InputError: Wrong type, shape, dtype, names, document ids, or a value that is not finite.
+    """
+    x = as_float_tensor(batch.x, "x")
+    check_matrix(x, "x", d=d_model)
+    n = x.shape[0]
+    if set(batch.recons) != set(names):
+        raise InputError(
+            f"batch has reconstructions {sorted(batch.recons)}, expected {sorted(names)}: "
+            "every batch must hold every SAE the source names"
+        )
+    groups = batch.groups
+    if not isinstance(groups, np.ndarray) or groups.dtype != np.int64:
+        kind = groups.dtype if isinstance(groups, np.ndarray) else type(groups).__name__
+        raise InputError(f"groups is {kind}, expected a numpy int64 array of document ids")
+    if groups.shape != (n,):
+        raise InputError(f"groups has shape {groups.shape}, expected ({n},): one document id per token")
+    check_finite(x, "x")
+    recons = {}
+    for name in names:
+        recon = as_float_tensor(batch.recons[name], f"recon {name!r}")
+        check_matrix(recon, f"recon {name!r}", n=n, d=d_model)
+        check_finite(recon, f"recon {name!r}")
+        recons[name] = recon
+    return x, recons
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheck:
+    """What a conformance run over a source saw.
+
+    Attributes:
+        n_batches: Batches read.
+        n_tokens: Tokens read.
+        n_groups: Distinct documents among them.
+        dtype: dtype of x in the first batch.
+    """
+
+    n_batches: int
+    n_tokens: int
+    n_groups: int
+    dtype: str
+
+
+def check_source(source: BatchSource, *, max_batches: int = 4) -> SourceCheck:
+    """Run a source through the conformance checks of the seam.
+
+    Checked: the protocol's attributes and their types, distinct names, a JSON-serialisable description, every batch
+    by `check_batch`, that iterating twice gives the same first batch, and that `batches_from(1)` agrees with skipping.
+
+    Args:
+        source: Any `BatchSource`.
+        max_batches: How many batches to read.
+
+    Returns:
+        Counts of what was read.
+
+    Raises:
+        InputError: The first violated rule, with what was expected.
+    """
+    if not isinstance(source, BatchSource):
+        raise InputError(
+            f"{type(source).__name__} is not a BatchSource: it needs d_model, names, description and __iter__"
+        )
+    check_header(source)
+    batches = list(islice(iter(source), max_batches))
+    if not batches:
+        raise InputError("the source yields no batch: check the input files and the token filter")
+    checked = [check_batch(b, d_model=source.d_model, names=source.names) for b in batches]
+    _same_batch(batches[0], next(iter(source)), "a second iteration starts with")
+    if len(batches) > 1 and isinstance(source, ResumableSource):
+        _same_batch(batches[1], next(source.batches_from(1)), "batches_from(1) starts with")
+    return SourceCheck(
+        n_batches=len(batches),
+        n_tokens=sum(x.shape[0] for x, _ in checked),
+        n_groups=len(np.unique(np.concatenate([b.groups for b in batches]))),
+        dtype=str(checked[0][0].dtype).removeprefix("torch."),
+    )
+
+
+def check_header(source: BatchSource) -> None:
+    """Check what a source announces before its first batch.
+
+    Args:
+        source: The source.
+
+    Raises:
+        InputError: A width that is not a positive int, missing or repeated names, an unserialisable description.
+    """
+    if not isinstance(source.d_model, int) or source.d_model < 1:
+        raise InputError(f"d_model is {source.d_model!r}, expected a positive int")
+    names = source.names
+    if not isinstance(names, tuple) or not names or not all(isinstance(n, str) and n for n in names):
+        raise InputError(f"names is {names!r}, expected a non-empty tuple of SAE names")
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise InputError(f"SAE names {twice} appear more than once in {names}: give every SAE its own name")
+    try:
+        json.dumps(dict(source.description), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"description cannot be written as JSON ({error}): use plain numbers and strings") from error
+
+
+def _same_batch(first: Batch, second: Batch, what: str) -> None:
+    same = np.array_equal(first.groups, second.groups) and torch.equal(
+        as_float_tensor(first.x, "x"), as_float_tensor(second.x, "x")
+    )
+    if not same:
+        raise InputError(f"{what} different tokens: a source must repeat itself, so that a killed run can resume")
