@@ -1,0 +1,242 @@
+"""Leave-one-fold-out least squares from moments: factor a Gram matrix once, use it for every SAE and every target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+
+from darkmatter.errors import InputError
+from darkmatter.folds import FoldMoments
+from darkmatter.moments import Moments
+
+_PIVOT_SLACK = 100
+_POWER_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A factored scatter matrix G = X'X (centred), ready to solve G A = H in the minimum-norm sense.
+
+    Attributes:
+        scale: Reciprocal square roots of the diagonal of G, (d,); 0 for a constant coordinate.
+        matrix: Lower Cholesky factor of scale·G·scale, (d, d), if `triangular`; else its eigenvectors kept, divided by
+            the square roots of their eigenvalues, (d, kept).
+        triangular: Which of the two it is.
+        rank: Number of directions in which x varies.
+    """
+
+    scale: Tensor
+    matrix: Tensor
+    triangular: bool
+    rank: int
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """Return G⁺ H for H of shape (d, q)."""
+        return self.root(self.root_transposed(rhs))
+
+    def root(self, columns: Tensor) -> Tensor:
+        """Return W C with W W' = G⁺, for C of shape (columns of `matrix`, q)."""
+        if self.triangular:
+            solution: Tensor = torch.linalg.solve_triangular(self.matrix.mT, columns, upper=True)
+        else:
+            solution = self.matrix @ columns
+        return solution.mul_(self.scale[:, None])
+
+    def root_transposed(self, rhs: Tensor) -> Tensor:
+        """Return W' H with W W' = G⁺, for H of shape (d, q)."""
+        scaled = rhs * self.scale[:, None]
+        if self.triangular:
+            half: Tensor = torch.linalg.solve_triangular(self.matrix, scaled, upper=False)
+            return half
+        return self.matrix.mT @ scaled
+
+
+def factor(scatter: Tensor, mean: Tensor, n: int) -> Factor:
+    """Factor a scatter matrix: Cholesky after scaling to unit diagonal, eigendecomposition where that is singular.
+
+    A pivot of the scaled Cholesky factor is the share of a coordinate's variance that earlier coordinates leave; below
+    100 d ε it is rounding, and the eigendecomposition with relative cut-off d ε decides the rank. A constant coordinate
+    gets the coefficient zero.
+
+    Args:
+        scatter: Centred X'X, (d, d).
+        mean: Mean of the rows of X, (d,), by which rounding is told from variance.
+        n: Rows of X.
+
+    Returns:
+        The factor.
+    """
+    d, eps = len(scatter), torch.finfo(torch.float64).eps
+    diagonal = scatter.diagonal()
+    # a coordinate that only repeats the rounding of its own mean is constant
+    varies = diagonal > n * (8 * eps * mean) ** 2
+    scale = torch.where(varies, diagonal, 1.0).rsqrt() * varies
+    scaled = scatter * scale[:, None] * scale
+    scaled.diagonal().add_((~varies).to(scaled))
+    lower, info = torch.linalg.cholesky_ex(scaled)
+    if int(info) == 0 and float(lower.diagonal().min()) ** 2 > _PIVOT_SLACK * d * eps:
+        return Factor(scale=scale, matrix=lower, triangular=True, rank=int(varies.sum()))
+    values, vectors = torch.linalg.eigh(scaled)
+    kept = values > d * eps * values[-1]
+    basis = vectors[:, kept] / values[kept].sqrt()
+    return Factor(scale=scale, matrix=basis, triangular=False, rank=int(kept.sum()) - int((~varies).sum()))
+
+
+def condition_number(moments: Moments, fit: Factor) -> float:
+    """Ratio of the extreme non-zero eigenvalues of Cov x, by power and inverse iteration (never too high).
+
+    Args:
+        moments: Moments whose scatter was factored.
+        fit: Its factor.
+
+    Returns:
+        The condition number; 1 for a single direction.
+    """
+    start = torch.randn(len(moments.xx), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = start.to(moments.xx.device)
+    top = _rayleigh(lambda v: moments.xx @ v, start)
+    bottom = _rayleigh(fit.solve, start)
+    return max(1.0, top * bottom)
+
+
+def _rayleigh(apply: Callable[[Tensor], Tensor], start: Tensor) -> float:
+    v = start / start.norm()
+    value = 0.0
+    for _ in range(_POWER_STEPS):
+        w = apply(v)
+        value = float((v * w).sum())
+        v = w / w.norm().clamp_min(torch.finfo(w.dtype).tiny)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class CrossFit:
+    """Residual sums of squares of every leave-one-fold-out fit, and the fit to all tokens.
+
+    Only folds that hold tokens appear; K is their number.
+
+    Attributes:
+        n: Held-out tokens per fold, (K,).
+        n_train: Training tokens per fold, (K,).
+        train: Σ ⟨r_a, r_b⟩ over the training tokens of fold k's fit, (K, S, S).
+        heldout: The same over fold k, (K, S, S).
+        train_targets: Residual sums of squares of the scalar targets on the training tokens, (K, 1 + 2 S).
+        heldout_targets: The same over fold k.
+        weight: Map of every error on x fitted to all tokens, (S, d, d): e ≈ ē + (x − x̄) weight.
+        factor: Factor of the scatter of all tokens.
+        min_train_rank: The smallest rank among the training sets.
+        condition: Condition number of Cov x.
+        far_share: Share of Σ |x − x̄|² that the farthest token carries.
+        far_leverage: Leverage of that token, 1/n + (x − x̄)'G⁺(x − x̄).
+    """
+
+    n: Tensor
+    n_train: Tensor
+    train: Tensor
+    heldout: Tensor
+    train_targets: Tensor
+    heldout_targets: Tensor
+    weight: Tensor
+    factor: Factor
+    min_train_rank: int
+    condition: float
+    far_share: float
+    far_leverage: float
+
+
+def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:
+    """Regress every error and every scalar target on x with an intercept, leaving one fold out at a time.
+
+    With G, H, E the training scatter of x, its cross-products with the errors and the errors' own, A = G⁺H:
+    training sum E − A'H; held-out sum E_k − A'H_k − H_k'A + A'G_k A, deviations from the *training* mean.
+
+    Args:
+        moments: The folds.
+        total: Their union.
+
+    Returns:
+        The sums of squares.
+
+    Raises:
+        InputError: Fewer than two folds hold tokens, or too few tokens for the rank of x.
+    """
+    used = [fold for fold in moments.folds if fold.n]
+    if len(used) < 2:
+        raise InputError(
+            f"all {moments.n_groups} document(s) fall into one fold, expected at least 2 folds with tokens: "
+            "pass more documents (20 folds want at least 100)"
+        )
+    whole = factor(total.xx, total.mean_x, total.n)
+    check_enough_tokens(min(total.n - fold.n for fold in used), whole.rank)
+    s = moments.layout.n_saes
+    train, heldout, train_t, heldout_t, ranks = [], [], [], [], []
+    for fold in used:
+        rest = total.without(fold)
+        fit = factor(rest.xx, rest.mean_x, rest.n)
+        check_enough_tokens(rest.n, fit.rank)
+        solution = fit.solve(rest.cross[:, moments.layout.d_model :])
+        inside = fold.about(rest.mean)
+        projected = inside.xx @ solution
+        a, at = _split(solution, s)
+        train.append(rest.error_gram - _pairs(a, _split(rest.cross[:, moments.layout.d_model :], s)[0]))
+        train_t.append(rest.target_ss - (at * rest.xt).sum(dim=0))
+        ga, gat = _split(projected, s)
+        cross = _pairs(a, _split(inside.cross[:, moments.layout.d_model :], s)[0])
+        heldout.append(inside.error_gram - cross - cross.mT + _pairs(a, ga))
+        heldout_t.append(inside.target_ss - 2 * (at * inside.xt).sum(dim=0) + (at * gat).sum(dim=0))
+        ranks.append(fit.rank)
+    far_share, far_leverage = _farthest(used, total, whole)
+    return CrossFit(
+        n=torch.tensor([fold.n for fold in used], dtype=torch.float64),
+        n_train=torch.tensor([total.n - fold.n for fold in used], dtype=torch.float64),
+        train=torch.stack(train).cpu(),
+        heldout=torch.stack(heldout).cpu(),
+        train_targets=torch.stack(train_t).cpu(),
+        heldout_targets=torch.stack(heldout_t).cpu(),
+        weight=rearrange(whole.solve(total.xe), "i (s j) -> s i j", s=s).contiguous(),
+        factor=whole,
+        min_train_rank=min(ranks),
+        condition=condition_number(total, whole),
+        far_share=far_share,
+        far_leverage=far_leverage,
+    )
+
+
+def _farthest(used: list[Moments], total: Moments, whole: Factor) -> tuple[float, float]:
+    """Variance share and leverage of the token farthest from the mean."""
+    deviations = torch.stack([fold.far_x for fold in used]) - total.mean_x
+    squares = deviations.square().sum(dim=1)
+    whitened = whole.root_transposed(deviations[squares.argmax()][:, None])
+    return float(squares.max() / total.xx.diagonal().sum()), 1 / total.n + float(whitened.square().sum())
+
+
+def check_enough_tokens(n_train: int, rank: int) -> None:
+    """Refuse a fit whose residuals are zero by construction.
+
+    Args:
+        n_train: Tokens in the smallest training set.
+        rank: Directions in which x varies there.
+
+    Raises:
+        InputError: n_train ≤ rank + 1.
+    """
+    if n_train <= rank + 1:
+        raise InputError(
+            f"{n_train} training tokens for {rank} directions of x, expected more than {rank + 1} "
+            f"(at least {4 * rank} for a trustworthy estimate): pass more tokens, or check that x is not transposed"
+        )
+
+
+def _split(columns: Tensor, n_saes: int) -> tuple[Tensor, Tensor]:
+    """Separate the error blocks, (S, d, d), from the scalar targets, (d, 1 + 2 S)."""
+    d = len(columns)
+    return rearrange(columns[:, : n_saes * d], "i (s j) -> s i j", s=n_saes), columns[:, n_saes * d :]
+
+
+def _pairs(first: Tensor, second: Tensor) -> Tensor:
+    """tr(A_a' B_b) for every pair, (S, S)."""
+    return einsum(first, second, "a i j, b i j -> a b")
