@@ -1,0 +1,235 @@
+"""Ground truth of any SAE on a world: its reconstruction regressed on the true factors (T3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from darkmatter.errors import InputError
+from darkmatter.inference import LEVEL, Estimate, interval, relative_influence, symmetric_optimism
+from darkmatter.sandbox.factor_sums import FactorSums, collect_sums, merged
+from darkmatter.sandbox.population import population_shares
+from darkmatter.sandbox.source import Sae, open_pair
+from darkmatter.sandbox.surgical import Surgical
+from darkmatter.solve import check_enough_tokens, factor
+
+if TYPE_CHECKING:
+    from darkmatter.sandbox.features import Floats
+    from darkmatter.sandbox.world import World
+
+LEARNED = 0.5
+"""A feature counts as learned if its response in Sae(x), along its own direction, is at least this."""
+
+TOKENS_PER_FACTOR = 20
+TRUTH_FOLDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What an SAE's error is really made of, shares of Var x. Sae(x) = B f + N, N uncorrelated with every factor f.
+
+    fvu = introduced + absent + dense + linear + cross; nonlinear = introduced + interference (T3).
+
+    Attributes:
+        fvu: Var e / Var x.
+        nonlinear: Var r / Var x, what `fvu_nonlinear` estimates.
+        introduced: Var N / Var x.
+        interference: Var((I − P) B f) / Var x: what superposition hides from every linear probe.
+        absent: Error on sparse features that the SAE has not learned.
+        dense: Error on the dense part.
+        linear: Affine error on the learned features (shrinkage, wrong directions).
+        cross: Covariance between those parts, which shared topics make nonzero.
+        n_learned: Features with response ⟨B_i, y_i⟩ ≥ ½.
+        method: "closed form" (no sampling error) or "Monte Carlo" with the tokens used.
+    """
+
+    fvu: Estimate
+    nonlinear: Estimate
+    introduced: Estimate
+    interference: Estimate
+    absent: Estimate
+    dense: Estimate
+    linear: Estimate
+    cross: Estimate
+    n_learned: int
+    method: str
+
+    def shares(self) -> dict[str, Estimate]:
+        """The estimates by name."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Estimate)}
+
+
+def true_shares(
+    world: World,
+    sae: Sae,
+    *,
+    n_tokens: int | None = None,
+    folds: int = TRUTH_FOLDS,
+    stream: str = "truth",
+    progress: Callable[[int], None] | None = None,
+) -> Truth:
+    """Measure what an SAE's error is made of, from the world's own factors.
+
+    A surgical SAE whose introduced error is uncorrelated with every factor has a closed form. Otherwise Sae(x) is
+    regressed on the m sparse codes and k dense coordinates of an independent stream, leaving one fold of documents out
+    at a time, with the same sqrt(S·C) as the estimator; codes are sparse, so their Gram matrix costs L0² per token.
+
+    Args:
+        world: The world.
+        sae: A surgical SAE or a function from x (n, d) to a reconstruction.
+        n_tokens: Tokens of the Monte Carlo; 20 per factor by default.
+        folds: Folds of the Monte Carlo.
+        stream: Stream to draw from; keep it apart from the one being decomposed.
+        progress: Called with the number of tokens after every chunk.
+
+    Returns:
+        The shares, each with a 95 % interval (of width zero in closed form).
+
+    Raises:
+        InputError: Too few tokens for the number of factors.
+    """
+    if isinstance(sae, Surgical) and sae.introduced != "function":
+        return _closed_form(world, sae)
+    factors = world.n_features + world.dense_dim
+    n_tokens = TOKENS_PER_FACTOR * factors if n_tokens is None else n_tokens
+    if n_tokens < 4 * factors:
+        raise InputError(f"n_tokens is {n_tokens} for {factors} true factors, expected at least {4 * factors}")
+    open_pair(world, sae, n_tokens=n_tokens, batch_size=1, stream=stream, name="sae")  # checks the SAE
+    sums = collect_sums(world, sae, n_tokens, folds, stream, progress)
+    return _from_sums(world, sums, f"Monte Carlo, {n_tokens} tokens")
+
+
+def _closed_form(world: World, sae: Surgical) -> Truth:
+    exact = population_shares(world, sae)
+    return Truth(
+        **{
+            name: Estimate(value, value, value)
+            for name, value in {
+                "fvu": exact.fvu,
+                "nonlinear": exact.fvu_nonlinear,
+                "introduced": exact.introduced,
+                "interference": exact.interference,
+                "absent": exact.absent,
+                "dense": exact.dense,
+                "linear": exact.linear,
+                "cross": exact.cross,
+            }.items()
+        },
+        n_learned=len(sae.features(world.n_features)),
+        method="closed form",
+    )
+
+
+def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
+    """Cross-fit Sae on the factors and on x with the same folds, then read the shares."""
+    total = merged(folds)
+    n = torch.tensor([fold.n for fold in folds], dtype=torch.float64)
+    heldout: dict[str, list[float]] = {"f": [], "x": []}
+    train: dict[str, list[float]] = {"f": [], "x": []}
+    parts = []
+    for k, fold in enumerate(folds):
+        rest = merged([other for j, other in enumerate(folds) if j != k])
+        for key in heldout:
+            weight, inside = _fit(rest, key)
+            train[key].append(inside)
+            heldout[key].append(_outside(fold, rest, key, weight))
+            if key == "f":
+                parts.append(_budget(world, weight, inside / rest.n, rest.n))
+    var_x = _fold_means(folds, total, "x")
+    var_e = _fold_means(folds, total, "e")
+    v = float(var_x.sum() / n.sum())
+    psi_x = relative_influence(var_x, n)
+    shares, psi = {}, {}
+    for key in heldout:
+        sums = torch.tensor(heldout[key])
+        shares[key] = symmetric_optimism(torch.tensor(train[key]), sums, n.sum() - n, n) / v
+        psi[key] = relative_influence(sums, n) - psi_x
+    weight, inside = _fit(total, "f")
+    budget, learned = _budget(world, weight, inside / total.n, total.n)
+    spread = np.array([list(part.values()) for part, _ in parts])
+    return Truth(
+        fvu=interval(float(var_e.sum() / n.sum()) / v, relative_influence(var_e, n) - psi_x, n, link="log"),
+        nonlinear=interval(shares["x"], psi["x"], n, link="log"),
+        introduced=interval(shares["f"], psi["f"], n, link="log"),
+        interference=interval(shares["x"] - shares["f"], shares["x"] * psi["x"] - shares["f"] * psi["f"], n),
+        **{name: _jackknife(value, spread[:, i]) for i, (name, value) in enumerate(budget.items())},
+        n_learned=learned,
+        method=method,
+    )
+
+
+def _fit(sums: FactorSums, key: str) -> tuple[Tensor, float]:
+    """Least squares of Sae on the factors (key "f") or on x: coefficients and in-sample residual sum of squares."""
+    scatter, cross = getattr(sums, key * 2), getattr(sums, key + "s")
+    fit = factor(scatter, sums.mean[key], sums.n)
+    check_enough_tokens(sums.n, fit.rank)
+    weight = fit.solve(cross)
+    return weight, sums.ss - float((weight * cross).sum())
+
+
+def _outside(fold: FactorSums, rest: FactorSums, key: str, weight: Tensor) -> float:
+    """Residual sum of squares of a fold under a fit to the rest, deviations from the rest's means."""
+    cross = getattr(fold, key + "s")
+    shift = fold.mean["s"] - rest.mean["s"] - (fold.mean[key] - rest.mean[key]) @ weight
+    inside = fold.ss - 2 * float((weight * cross).sum()) + float((weight * (getattr(fold, key * 2) @ weight)).sum())
+    return inside + fold.n * float(shift.square().sum())
+
+
+def _fold_means(folds: list[FactorSums], total: FactorSums, key: str) -> Tensor:
+    """Σ|x − x̄|² or Σ|e − ē|² of every fold about the means of all tokens, (K,)."""
+    found = []
+    for fold in folds:
+        delta = fold.mean["x"] - total.mean["x"]
+        if key == "e":
+            delta = delta - (fold.mean["s"] - total.mean["s"])
+        inside = fold.ee if key == "e" else float(fold.xx.diagonal().sum())
+        found.append(inside + fold.n * float(delta.square().sum()))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _budget(world: World, weight: Tensor, noise: float, n: int) -> tuple[dict[str, float], int]:
+    """Population variance of the affine error (Y − B)'f by kind of factor, less the noise that B̂ adds to first order.
+
+    Each coefficient row has variance Var N / (n Var f_i), so every factor's term is too large by Var N / n.
+
+    Args:
+        world: The world.
+        weight: B̂, (m + k, d).
+        noise: In-sample Var N.
+        n: Tokens of the fit.
+
+    Returns:
+        Shares of Var x by name, and the number of learned features.
+    """
+    m = world.n_features
+    directions = world.dictionary_matrix.astype(np.float64)
+    response = weight.numpy()
+    learned = (response[:m] * directions).sum(axis=1) >= LEARNED
+    miss = directions - response[:m]
+    each = world.factor_moments.diagonal * (miss**2).sum(axis=1)
+    topic = {
+        "learned": world.factor_moments.low_rank[learned].T @ miss[learned],
+        "absent": world.factor_moments.low_rank[~learned].T @ miss[~learned],
+    }
+    dense = float(((world.dense_map.astype(np.float64) - response[m:]) ** 2).sum())
+    per_factor = noise / n
+    shares = {
+        "absent": each[~learned].sum() + (topic["absent"] ** 2).sum() - per_factor * (~learned).sum(),
+        "dense": dense - per_factor * world.dense_dim,
+        "linear": each[learned].sum() + (topic["learned"] ** 2).sum() - per_factor * learned.sum(),
+        "cross": 2 * (topic["learned"] * topic["absent"]).sum(),
+    }
+    return {name: float(value) / world.variance for name, value in shares.items()}, int(learned.sum())
+
+
+def _jackknife(value: float, left_out: Floats) -> Estimate:
+    """Delete-one-fold jackknife: se² = (K − 1)/K Σ_k (θ_(k) − θ̄)²."""
+    k = len(left_out)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, k - 1)) * float(np.sqrt((k - 1) * left_out.var()))
+    return Estimate(value, value - half, value + half)
