@@ -1,0 +1,115 @@
+"""How fast the one pass and the solve are, as shares of this machine's own matrix-product rate, in the same run.
+
+Run with ``make bench``, or ``python -m benchmarks.moments --d-model 2304 --json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from darkmatter.batch import Batch
+from darkmatter.folds import FoldAccumulator
+from darkmatter.moments import Layout
+from darkmatter.solve import cross_fit
+
+BATCH = 4096
+DOCUMENT = 128
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median wall-clock seconds of one call, after one warm-up call."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def matmul_gflops(size: int, dtype: torch.dtype) -> float:
+    """Rate of a square matrix product of this size."""
+    a = torch.randn(size, size, dtype=dtype)
+    return 2 * size**3 / seconds(lambda: a @ a, 3) / 1e9
+
+
+def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, float | str]]:
+    """Time the pass over tokens_per_dim · d tokens and the solve that follows.
+
+    Args:
+        d_model: Width d.
+        tokens_per_dim: n / d.
+        folds: Number K of folds.
+
+    Returns:
+        One record per ratio: `ours` beside `peer` (the matrix product, or the pass), both from this run.
+    """
+    before = matmul_gflops(d_model, torch.float64)
+    layout = Layout(d_model, ("sae",))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, d_model, generator=generator)
+    recon = 0.8 * x + 0.1 * torch.randn(BATCH, d_model, generator=generator)
+    batches = max(1, round(tokens_per_dim * d_model / BATCH))
+    accumulator = FoldAccumulator(layout, folds=folds)
+    start = time.perf_counter()
+    for number in range(batches):
+        groups = np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.int64) // DOCUMENT
+        accumulator.update(Batch(x + 0.01 * number, {"sae": recon}, groups))
+    moments = accumulator.finish()
+    pass_seconds = time.perf_counter() - start
+    n = moments.n_tokens
+    pass_gflops = 2 * n * d_model * layout.width / pass_seconds / 1e9
+    total = moments.total()
+    start = time.perf_counter()
+    cross_fit(moments, total)
+    solve_seconds = time.perf_counter() - start
+    peer = (before + matmul_gflops(d_model, torch.float64)) / 2
+    return [
+        {
+            "name": f"moments pass, d={d_model}, n={n}, {folds} folds, float64",
+            "ours": pass_gflops,
+            "peer": peer,
+            "ratio": pass_gflops / peer,
+            "unit": "GFLOP/s against one square float64 product",
+            "matmul_gflops": peer,
+        },
+        {
+            "name": f"solve ({folds} exact leave-one-fold-out fits) against the pass, d={d_model}, n={n}",
+            "ours": solve_seconds,
+            "peer": pass_seconds,
+            "ratio": solve_seconds / pass_seconds,
+            "unit": "s",
+            "matmul_gflops": peer,
+        },
+    ]
+
+
+def main() -> None:
+    """Print the two ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--d-model", type=int, default=2304)
+    parser.add_argument("--tokens-per-dim", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--folds", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    records = [r for t in options.tokens_per_dim for r in measure(options.d_model, t, options.folds)]
+    if options.json:
+        json.dump(records, sys.stdout, indent=2)
+        return
+    for record in records:
+        print(
+            f"{record['name']}\n    ours {record['ours']:.4g}  peer {record['peer']:.4g} {record['unit']}"
+            f"  ratio {record['ratio']:.3f}  (matrix product {record['matmul_gflops']:.0f} GFLOP/s)"
+        )
+
+
+if __name__ == "__main__":
+    main()
