@@ -13,6 +13,8 @@ from darkmatter.errors import InputError
 MAX_MAGNITUDE = 1e60
 """Largest entry whose fourth power, summed over a row, is still a float64."""
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def as_float_tensor(value: Any, name: str) -> Tensor:
     """View a numpy array, memory map or torch tensor as a floating torch tensor without copying where possible.
@@ -38,8 +40,11 @@ def as_float_tensor(value: Any, name: str) -> Tensor:
             native = native.copy()
         return torch.from_numpy(native)
     if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise InputError(f"{name} has dtype {value.dtype}, expected a floating dtype: convert it with `.float()`")
+        if value.dtype not in FLOATS:
+            raise InputError(
+                f"{name} has dtype {value.dtype}, expected float16, bfloat16, float32 or float64: "
+                "convert it with `.float()`"
+            )
         return value.detach()
     raise InputError(f"{name} is a {type(value).__name__}, expected a numpy array or a torch tensor")
 

@@ -180,10 +180,10 @@ class FoldMeans:
         value = float(top.sum() / bottom.sum())
         return interval(value, (top - value * bottom) / self.n / self.mean(bottom), self.n)
 
-    def share(self, variance: float, sums: Tensor, of: Tensor) -> Estimate:
-        """Variance / mean(of), log scale; `sums` are the fold sums whose mean `variance` estimates."""
+    def share(self, variance: float, influence: Tensor, of: Tensor) -> Estimate:
+        """Ratio variance / mean(of), log scale; `influence` is that of the folds on the logarithm of the variance."""
         value = variance / self.mean(of)
-        return interval(value, self.log_influence(sums) - self.log_influence(of), self.n, link="log")
+        return interval(value, influence - self.log_influence(of), self.n, link="log")
 
 
 def _one(
@@ -202,17 +202,16 @@ def _one(
     train, heldout = fit.train[:, i, i], fit.heldout[:, i, i]
     variance = symmetric_optimism(train, heldout, fit.n_train, fit.n)
     insample, outside = (v / means.var_x for v in raw_variances(train, heldout, fit.n_train, fit.n))
-    fvu = means.share(means.var_e(i), e, x)
-    nonlinear = means.share(variance, heldout, x)
-    linear_influence = fvu.value * (means.log_influence(e) - means.log_influence(x)) - nonlinear.value * (
-        means.log_influence(heldout) - means.log_influence(x)
-    )
+    psi_x, psi_e, psi_r = means.log_influence(x), means.log_influence(e), fit.influence(heldout)
+    fvu = means.share(means.var_e(i), psi_e, x)
+    nonlinear = means.share(variance, psi_r, x)
+    linear_influence = fvu.value * (psi_e - psi_x) - nonlinear.value * (psi_r - psi_x)
     var_recon = means.mean(recon)
     degenerate = degenerate_kind(var_recon, variance, means.var_x)
     return Decomposition(
         name=name,
         fvu=fvu,
-        r2_error=means.share(variance, heldout, e).complement(),
+        r2_error=means.share(variance, psi_r, e).complement(),
         fvu_nonlinear=nonlinear,
         linear_share=interval(fvu.value - nonlinear.value, linear_influence, means.n),
         gain=means.ratio(x_recon, recon) if degenerate != "dead" else UNDEFINED,
@@ -255,7 +254,7 @@ def _norm_probe(target: int, means: FoldMeans, fit: CrossFit) -> Estimate:
         return UNDEFINED
     heldout = fit.heldout_targets[:, target]
     variance = symmetric_optimism(fit.train_targets[:, target], heldout, fit.n_train, fit.n)
-    return means.share(variance, heldout, sums).complement()
+    return means.share(variance, fit.influence(heldout), sums).complement()
 
 
 def _introduced(i: int, means: FoldMeans, nonlinear: Estimate, total: Moments, fit: CrossFit) -> Introduced:
@@ -318,8 +317,8 @@ def _replicate(i: int, j: int, means: FoldMeans, fit: CrossFit) -> Replicate:
     own = [variance(fit.train[:, a, a], fit.heldout[:, a, a]) for a in (i, j)]
     shared = sum(own) / 2 - unshared
     psi_x = means.log_influence(means.x)
-    psi = [means.log_influence(fit.heldout[:, a, a]) for a in (i, j)]
-    psi_private = means.log_influence(private)
+    psi = [fit.influence(fit.heldout[:, a, a]) for a in (i, j)]
+    psi_private = fit.influence(private)
     d_shared = (own[0] * psi[0] + own[1] * psi[1]) / 2 - unshared * psi_private
     scale = math.sqrt(own[0] * own[1])
     correlation = shared / scale if scale > 0 else math.nan

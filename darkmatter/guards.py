@@ -59,8 +59,8 @@ def token_warnings(moments: FoldMoments, fit: CrossFit, total: Moments) -> tuple
     empty = sum(fold.n == 0 for fold in moments.folds)
     if empty or moments.n_groups < FEW_GROUPS_PER_FOLD * n_folds:
         found.append(
-            f"only {moments.n_groups} documents for {n_folds} folds ({empty} of them empty): intervals rest on documents, "
-            f"not tokens; pass at least {FEW_GROUPS_PER_FOLD * n_folds} documents, or fewer folds."
+            f"only {moments.n_groups} documents for {n_folds} folds ({empty} of them empty): intervals rest on "
+            f"documents, not tokens; pass at least {FEW_GROUPS_PER_FOLD * n_folds} documents, or fewer folds."
         )
     per_direction = total.n / max(1, fit.factor.rank)
     if per_direction < LOW_TOKENS_PER_DIRECTION:

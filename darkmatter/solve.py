@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darkmatter.errors import InputError
 from darkmatter.folds import FoldMoments
+from darkmatter.inference import residual_influence
 from darkmatter.moments import Moments
 
 _PIVOT_SLACK = 100
@@ -146,6 +147,10 @@ class CrossFit:
     condition: float
     far_share: float
     far_leverage: float
+
+    def influence(self, heldout: Tensor) -> Tensor:
+        """Influence of every fold on the logarithm of a residual variance, from its held-out sums, (K,)."""
+        return residual_influence(heldout, self.n, self.factor.rank)
 
 
 def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:

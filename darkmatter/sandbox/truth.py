@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from darkmatter.errors import InputError
-from darkmatter.inference import LEVEL, Estimate, interval, relative_influence, symmetric_optimism
+from darkmatter.inference import Estimate, interval, relative_influence, residual_influence, symmetric_optimism
+from darkmatter.sandbox.budget import affine_budget
 from darkmatter.sandbox.factor_sums import FactorSums, collect_sums, merged
 from darkmatter.sandbox.population import population_shares
 from darkmatter.sandbox.source import Sae, open_pair
@@ -20,11 +19,7 @@ from darkmatter.sandbox.surgical import Surgical
 from darkmatter.solve import check_enough_tokens, factor
 
 if TYPE_CHECKING:
-    from darkmatter.sandbox.features import Floats
     from darkmatter.sandbox.world import World
-
-LEARNED = 0.5
-"""A feature counts as learned if its response in Sae(x), along its own direction, is at least this."""
 
 TOKENS_PER_FACTOR = 20
 TRUTH_FOLDS = 8
@@ -132,15 +127,12 @@ def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
     n = torch.tensor([fold.n for fold in folds], dtype=torch.float64)
     heldout: dict[str, list[float]] = {"f": [], "x": []}
     train: dict[str, list[float]] = {"f": [], "x": []}
-    parts = []
     for k, fold in enumerate(folds):
         rest = merged([other for j, other in enumerate(folds) if j != k])
         for key in heldout:
             weight, inside = _fit(rest, key)
             train[key].append(inside)
             heldout[key].append(_outside(fold, rest, key, weight))
-            if key == "f":
-                parts.append(_budget(world, weight, inside / rest.n, rest.n))
     var_x = _fold_means(folds, total, "x")
     var_e = _fold_means(folds, total, "e")
     v = float(var_x.sum() / n.sum())
@@ -149,17 +141,15 @@ def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
     for key in heldout:
         sums = torch.tensor(heldout[key])
         shares[key] = symmetric_optimism(torch.tensor(train[key]), sums, n.sum() - n, n) / v
-        psi[key] = relative_influence(sums, n) - psi_x
-    weight, inside = _fit(total, "f")
-    budget, learned = _budget(world, weight, inside / total.n, total.n)
-    spread = np.array([list(part.values()) for part, _ in parts])
+        psi[key] = residual_influence(sums, n, len(getattr(total, key * 2))) - psi_x
+    budget, n_learned = affine_budget(world, folds, total)
     return Truth(
         fvu=interval(float(var_e.sum() / n.sum()) / v, relative_influence(var_e, n) - psi_x, n, link="log"),
         nonlinear=interval(shares["x"], psi["x"], n, link="log"),
         introduced=interval(shares["f"], psi["f"], n, link="log"),
         interference=interval(shares["x"] - shares["f"], shares["x"] * psi["x"] - shares["f"] * psi["f"], n),
-        **{name: _jackknife(value, spread[:, i]) for i, (name, value) in enumerate(budget.items())},
-        n_learned=learned,
+        **budget,
+        n_learned=n_learned,
         method=method,
     )
 
@@ -191,45 +181,3 @@ def _fold_means(folds: list[FactorSums], total: FactorSums, key: str) -> Tensor:
         inside = fold.ee if key == "e" else float(fold.xx.diagonal().sum())
         found.append(inside + fold.n * float(delta.square().sum()))
     return torch.tensor(found, dtype=torch.float64)
-
-
-def _budget(world: World, weight: Tensor, noise: float, n: int) -> tuple[dict[str, float], int]:
-    """Population variance of the affine error (Y − B)'f by kind of factor, less the noise that B̂ adds to first order.
-
-    Each coefficient row has variance Var N / (n Var f_i), so every factor's term is too large by Var N / n.
-
-    Args:
-        world: The world.
-        weight: B̂, (m + k, d).
-        noise: In-sample Var N.
-        n: Tokens of the fit.
-
-    Returns:
-        Shares of Var x by name, and the number of learned features.
-    """
-    m = world.n_features
-    directions = world.dictionary_matrix.astype(np.float64)
-    response = weight.numpy()
-    learned = (response[:m] * directions).sum(axis=1) >= LEARNED
-    miss = directions - response[:m]
-    each = world.factor_moments.diagonal * (miss**2).sum(axis=1)
-    topic = {
-        "learned": world.factor_moments.low_rank[learned].T @ miss[learned],
-        "absent": world.factor_moments.low_rank[~learned].T @ miss[~learned],
-    }
-    dense = float(((world.dense_map.astype(np.float64) - response[m:]) ** 2).sum())
-    per_factor = noise / n
-    shares = {
-        "absent": each[~learned].sum() + (topic["absent"] ** 2).sum() - per_factor * (~learned).sum(),
-        "dense": dense - per_factor * world.dense_dim,
-        "linear": each[learned].sum() + (topic["learned"] ** 2).sum() - per_factor * learned.sum(),
-        "cross": 2 * (topic["learned"] * topic["absent"]).sum(),
-    }
-    return {name: float(value) / world.variance for name, value in shares.items()}, int(learned.sum())
-
-
-def _jackknife(value: float, left_out: Floats) -> Estimate:
-    """Delete-one-fold jackknife: se² = (K − 1)/K Σ_k (θ_(k) − θ̄)²."""
-    k = len(left_out)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, k - 1)) * float(np.sqrt((k - 1) * left_out.var()))
-    return Estimate(value, value - half, value + half)
