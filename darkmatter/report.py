@@ -13,8 +13,8 @@ FORMAT = "darkmatter-report"
 FORMAT_VERSION = 1
 
 THEOREMS = {
-    "fvu": "definition",
-    "r2_error": "definition",
+    "fvu": "",
+    "r2_error": "",
     "linear_share": "T1",
     "fvu_nonlinear": "T1, T3",
     "introduced": "T5b",

@@ -1,0 +1,5 @@
+"""``python -m darkmatter``."""
+
+from darkmatter.cli import main
+
+main()

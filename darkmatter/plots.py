@@ -1,0 +1,103 @@
+"""Figures; matplotlib is imported only when one is drawn, and never through its global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkmatter.files import replacing
+from darkmatter.inference import Estimate
+from darkmatter.report import percent
+from darkmatter.results import Decomposition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# colours that stay apart in the common forms of colour blindness (Okabe and Ito)
+COLOURS = {
+    "linear": "#56B4E9",
+    "nonlinear": "#CC79A7",
+    "dense": "#0072B2",
+    "absent": "#009E73",
+    "distorted": "#F0E442",
+    "interference": "#E69F00",
+    "introduced": "#D55E00",
+}
+
+
+def save_decomposition_figure(
+    path: Path, results: Mapping[str, Decomposition], truth: Mapping[str, Mapping[str, Estimate]] | None = None
+) -> None:
+    """Draw every SAE's error as one stacked bar of shares of Var x, with the ground truth below where it is known.
+
+    Args:
+        path: The file to write (.png, .pdf or .svg), atomically.
+        results: Decompositions by name.
+        truth: True shares by SAE name.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    truth = truth or {}
+    rows = len(results) + 2 * len(truth)
+    figure = Figure(figsize=(8.6, 1.7 + 0.78 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    labels: list[str] = []
+    for name, result in results.items():
+        _estimated(axes, -len(labels), result)
+        labels.append(f"{name}\nmeasured")
+        if name in truth:
+            _stack(axes, -len(labels), _sources(truth[name]))
+            labels.append("truth: what is missed")
+            _stack(axes, -len(labels), _seen(truth[name]))
+            labels.append("truth: how a linear\nprobe sees it")
+    axes.set_yticks([-i for i in range(len(labels))], labels)
+    axes.set_ylim(-len(labels) + 0.4, 0.6)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.set_xlabel("share of the variance of x")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    n_tokens = next(iter(results.values())).n_tokens
+    axes.set_title(f"Where the reconstruction error comes from ({n_tokens:,} tokens, 95 % intervals)", fontsize=11)
+    with replacing(path) as temporary:
+        # a fixed date and software tag keep equal runs byte-identical
+        figure.savefig(temporary, dpi=160, metadata={"Software": None} if path.suffix == ".png" else None)
+
+
+def _estimated(axes: Axes, y: float, result: Decomposition) -> None:
+    linear, nonlinear = result.linear_share.value, result.fvu_nonlinear.value
+    _stack(axes, y, [("linear in x", "linear", linear), ("nonlinear in x (T1)", "nonlinear", nonlinear)])
+    whisker: dict[str, Any] = {"color": "black", "capsize": 3, "lw": 1.2, "fmt": "none"}
+    for end, estimate, shift in ((linear, result.linear_share, 0.2), (linear + nonlinear, result.fvu, -0.2)):
+        axes.errorbar(end, y + shift, xerr=[[end - estimate.low], [estimate.high - end]], **whisker)
+
+
+def _stack(axes: Axes, y: float, parts: list[tuple[str, str, float]]) -> None:
+    left, whole = 0.0, sum(max(0.0, value) for _, _, value in parts)
+    for label, colour, value in parts:
+        axes.barh(y, value, 0.62, left=left, color=COLOURS[colour], label=label)
+        if value > 0.07 * whole:
+            axes.text(left + value / 2, y, percent(value), ha="center", va="center", fontsize=8.5)
+        left += value
+
+
+def _sources(true: Mapping[str, Estimate]) -> list[tuple[str, str, float]]:
+    return [
+        ("dense part", "dense", true["dense"].value),
+        ("absent features", "absent", true["absent"].value),
+        ("learned features distorted", "distorted", true["linear"].value),
+        ("introduced by the SAE", "introduced", true["introduced"].value),
+    ]
+
+
+def _seen(true: Mapping[str, Estimate]) -> list[tuple[str, str, float]]:
+    return [
+        ("linear in x", "linear", true["fvu"].value - true["nonlinear"].value),
+        ("interference (superposition)", "interference", true["interference"].value),
+        ("introduced by the SAE", "introduced", true["introduced"].value),
+    ]
