@@ -124,7 +124,7 @@ def synth(
     tokens: Annotated[int, typer.Option(help="Tokens to decompose.", rich_help_panel=RUN)] = 32_768,
     truth_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of the Monte Carlo truth [default: 8 x --tokens, at least 20 per factor].", rich_help_panel=RUN),
+        typer.Option(help="Tokens of the Monte Carlo truth [default: 8 x --tokens or more].", rich_help_panel=RUN),
     ] = None,
     folds: Folds = 20,
     seed: Annotated[int, typer.Option(help="Seed of world, training and draws.", rich_help_panel=RUN)] = 0,

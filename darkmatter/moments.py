@@ -209,23 +209,6 @@ class Moments:
             targets=self.target_ss + self.n * delta[layout.targets].square(),
         )
 
-    def about(self, mean: Tensor) -> Moments:
-        """The same tokens' moments about another mean: scatter + n δδ'. Only valid as a sum of squares, not to merge.
-
-        Args:
-            mean: The mean to take deviations from, (width,).
-        """
-        delta = self.mean - mean
-        return Moments(
-            layout=self.layout,
-            n=self.n,
-            mean=self.mean,
-            cross=self._shifted(self.cross.clone(), delta, self.n),
-            error_gram=self.error_gram + _error_outer(self.layout, delta, self.n),
-            target_ss=self.target_ss + delta[self.layout.targets] ** 2 * self.n,
-            far_x=self.far_x,
-        )
-
     def _shifted(self, cross: Tensor, delta: Tensor, weight: float) -> Tensor:
         return cross.addr_(delta[self.layout.x], delta, alpha=weight)
 

@@ -56,33 +56,36 @@ class Factor:
         return self.matrix.mT @ scaled
 
 
-def factor(scatter: Tensor, mean: Tensor, n: int) -> Factor:
+def factor(scatter: Tensor, mean: Tensor, n: int, *, whole: Tensor | None = None) -> Factor:
     """Factor a scatter matrix: Cholesky after scaling to unit diagonal, eigendecomposition where that is singular.
 
     A pivot of the scaled Cholesky factor is the share of a coordinate's variance that earlier coordinates leave; below
-    100 d ε it is rounding, and the eigendecomposition with relative cut-off d ε decides the rank. A constant coordinate
-    gets the coefficient zero.
+    100 d ε it is rounding, and the eigendecomposition with relative cut-off max(d, 100) ε decides the rank. A constant
+    coordinate gets the coefficient zero. Where the scatter is a difference, whole − part, the scale is the whole's: a
+    direction that only the part has leaves rounding of the whole behind, which must not be taken for variance.
 
     Args:
         scatter: Centred X'X, (d, d).
         mean: Mean of the rows of X, (d,), by which rounding is told from variance.
         n: Rows of X.
+        whole: The scatter that this one was subtracted from, (d, d); itself by default.
 
     Returns:
         The factor.
     """
     d, eps = len(scatter), torch.finfo(torch.float64).eps
     diagonal = scatter.diagonal()
-    # a coordinate that only repeats the rounding of its own mean is constant
-    varies = diagonal > n * (8 * eps * mean) ** 2
-    scale = torch.where(varies, diagonal, 1.0).rsqrt() * varies
+    reference = diagonal if whole is None else whole.diagonal()
+    # a coordinate that only repeats the rounding of its own mean, or of the whole's variance, is constant
+    varies = diagonal > torch.maximum(n * (8 * eps * mean) ** 2, _PIVOT_SLACK * eps * reference)
+    scale = torch.where(varies, reference, 1.0).rsqrt() * varies
     scaled = scatter * scale[:, None] * scale
     scaled.diagonal().add_((~varies).to(scaled))
     lower, info = torch.linalg.cholesky_ex(scaled)
     if int(info) == 0 and float(lower.diagonal().min()) ** 2 > _PIVOT_SLACK * d * eps:
         return Factor(scale=scale, matrix=lower, triangular=True, rank=int(varies.sum()))
     values, vectors = torch.linalg.eigh(scaled)
-    kept = values > d * eps * values[-1]
+    kept = values > max(d, _PIVOT_SLACK) * eps * values[-1]
     basis = vectors[:, kept] / values[kept].sqrt()
     return Factor(scale=scale, matrix=basis, triangular=False, rank=int(kept.sum()) - int((~varies).sum()))
 
@@ -156,9 +159,6 @@ class CrossFit:
 def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:
     """Regress every error and every scalar target on x with an intercept, leaving one fold out at a time.
 
-    With G, H, E the training scatter of x, its cross-products with the errors and the errors' own, A = G⁺H:
-    training sum E − A'H; held-out sum E_k − A'H_k − H_k'A + A'G_k A, deviations from the *training* mean.
-
     Args:
         moments: The folds.
         total: Their union.
@@ -177,34 +177,18 @@ def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:
         )
     whole = factor(total.xx, total.mean_x, total.n)
     check_enough_tokens(min(total.n - fold.n for fold in used), whole.rank)
-    s = moments.layout.n_saes
-    train, heldout, train_t, heldout_t, ranks = [], [], [], [], []
-    for fold in used:
-        rest = total.without(fold)
-        fit = factor(rest.xx, rest.mean_x, rest.n)
-        check_enough_tokens(rest.n, fit.rank)
-        solution = fit.solve(rest.cross[:, moments.layout.d_model :])
-        inside = fold.about(rest.mean)
-        projected = inside.xx @ solution
-        a, at = _split(solution, s)
-        train.append(rest.error_gram - _pairs(a, _split(rest.cross[:, moments.layout.d_model :], s)[0]))
-        train_t.append(rest.target_ss - (at * rest.xt).sum(dim=0))
-        ga, gat = _split(projected, s)
-        cross = _pairs(a, _split(inside.cross[:, moments.layout.d_model :], s)[0])
-        heldout.append(inside.error_gram - cross - cross.mT + _pairs(a, ga))
-        heldout_t.append(inside.target_ss - 2 * (at * inside.xt).sum(dim=0) + (at * gat).sum(dim=0))
-        ranks.append(fit.rank)
+    fits = [_leave_out(fold, total.without(fold)) for fold in used]
     far_share, far_leverage = _farthest(used, total, whole)
     return CrossFit(
         n=torch.tensor([fold.n for fold in used], dtype=torch.float64),
         n_train=torch.tensor([total.n - fold.n for fold in used], dtype=torch.float64),
-        train=torch.stack(train).cpu(),
-        heldout=torch.stack(heldout).cpu(),
-        train_targets=torch.stack(train_t).cpu(),
-        heldout_targets=torch.stack(heldout_t).cpu(),
-        weight=rearrange(whole.solve(total.xe), "i (s j) -> s i j", s=s).contiguous(),
+        train=torch.stack([fit.train for fit in fits]).cpu(),
+        heldout=torch.stack([fit.heldout for fit in fits]).cpu(),
+        train_targets=torch.stack([fit.train_targets for fit in fits]).cpu(),
+        heldout_targets=torch.stack([fit.heldout_targets for fit in fits]).cpu(),
+        weight=rearrange(whole.solve(total.xe), "i (s j) -> s i j", s=total.layout.n_saes).contiguous(),
         factor=whole,
-        min_train_rank=min(ranks),
+        min_train_rank=min(fit.rank for fit in fits),
         condition=condition_number(total, whole),
         far_share=far_share,
         far_leverage=far_leverage,
@@ -236,10 +220,51 @@ def check_enough_tokens(n_train: int, rank: int) -> None:
         )
 
 
-def _split(columns: Tensor, n_saes: int) -> tuple[Tensor, Tensor]:
-    """Separate the error blocks, (S, d, d), from the scalar targets, (d, 1 + 2 S)."""
-    d = len(columns)
-    return rearrange(columns[:, : n_saes * d], "i (s j) -> s i j", s=n_saes), columns[:, n_saes * d :]
+@dataclass(frozen=True, slots=True)
+class _LeftOut:
+    """Residual sums of one leave-one-fold-out fit, as `CrossFit` stacks them."""
+
+    train: Tensor
+    heldout: Tensor
+    train_targets: Tensor
+    heldout_targets: Tensor
+    rank: int
+
+
+def _leave_out(fold: Moments, rest: Moments) -> _LeftOut:
+    """Fit to the rest, then sum squares over the rest and over the fold.
+
+    With A = G⁺H from the rest: training sum E − A'H; over the fold E_k − A'H_k − H_k'A + A'G_k A, all centred on the
+    fold's own mean, plus n_k times the square of how far that mean lies off the fitted plane.
+    """
+    layout = rest.layout
+    columns = slice(layout.d_model, layout.width)
+    fit = factor(rest.xx, rest.mean_x, rest.n, whole=total.xx)
+    check_enough_tokens(rest.n, fit.rank)
+    solution = fit.solve(rest.cross[:, columns])
+    image = fold.xx @ solution
+    off = (fold.mean - rest.mean)[columns] - (fold.mean_x - rest.mean_x) @ solution
+
+    def errors(block: Tensor) -> Tensor:
+        return rearrange(block[..., : -layout.n_targets], "... (s j) -> s ... j", s=layout.n_saes)
+
+    def targets(block: Tensor) -> Tensor:
+        return block[..., -layout.n_targets :]
+
+    crossed = _pairs(errors(solution), errors(fold.cross[:, columns]))
+    return _LeftOut(
+        train=rest.error_gram - _pairs(errors(solution), errors(rest.cross[:, columns])),
+        heldout=fold.error_gram
+        - crossed
+        - crossed.mT
+        + _pairs(errors(solution), errors(image))
+        + fold.n * errors(off) @ errors(off).mT,
+        train_targets=rest.target_ss - (targets(solution) * rest.xt).sum(dim=0),
+        heldout_targets=fold.target_ss
+        + (targets(solution) * (targets(image) - 2 * fold.xt)).sum(dim=0)
+        + fold.n * targets(off).square(),
+        rank=fit.rank,
+    )
 
 
 def _pairs(first: Tensor, second: Tensor) -> Tensor:
