@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ D_MODEL = 64
 FOLDS = 20
 HALVES = 2
 CV_FOLDS = 10
-KINDS = ("independent", "heteroscedastic", "function")
+Kind = Literal["independent", "heteroscedastic", "function"]
+KINDS: tuple[Kind, ...] = ("independent", "heteroscedastic", "function")
 METHODS = ("in-sample", "50/50 hold-out", "10-fold CV", "adjusted R2", "sqrt(S*C)")
 ORACLE_TOKENS = 2**20
 
@@ -133,30 +135,38 @@ def _within(cell: Cell, bias: tuple[float, float], coverage: float, repeats: int
 
 def cells(sizes: tuple[int, ...]) -> list[Cell]:
     """Independent tokens for every kind and size, then strongly clustered documents."""
-    found = []
-    world = World(
+    independent = World(
         n_features=1024, d_model=D_MODEL, dense_dim=6, l0=16.0, topic_strength=0.0, doc_tokens=1, dense_share=0.1
     )
-    for kind in KINDS:
-        surgical = Surgical(learned=512, shrinkage=0.1, introduced=kind, introduced_share=0.04)
-        for size in sizes:
-            found.append(
-                Cell(
-                    label=kind,
-                    world=world,
-                    surgical=surgical,
-                    n_tokens=size * D_MODEL,
-                    bias_bound={4: 0.03}.get(size, 0.01),
-                    coverage_bounds=None if size < 10 else (0.92, 0.98),
-                )
-            )
     clustered = World(
         n_features=1024, d_model=D_MODEL, dense_dim=6, l0=16.0, topic_strength=1.0, doc_tokens=50, dense_share=0.1
     )
-    surgical = Surgical(learned=512, shrinkage=0.1, introduced="heteroscedastic", introduced_share=0.04)
-    for documents in (100, 200, 400):
-        found.append(Cell("clustered documents", clustered, surgical, 50 * documents, None, (0.90, 1.0)))
-    return found
+
+    def surgical(kind: Kind) -> Surgical:
+        return Surgical(learned=512, shrinkage=0.1, introduced=kind, introduced_share=0.04)
+
+    return [
+        Cell(
+            label=kind,
+            world=independent,
+            surgical=surgical(kind),
+            n_tokens=size * D_MODEL,
+            bias_bound=0.03 if size < 10 else 0.01,
+            coverage_bounds=None if size < 10 else (0.92, 0.98),
+        )
+        for kind in KINDS
+        for size in sizes
+    ] + [
+        Cell(
+            label="clustered documents",
+            world=clustered,
+            surgical=surgical("heteroscedastic"),
+            n_tokens=50 * documents,
+            bias_bound=None,
+            coverage_bounds=(0.90, 1.0),
+        )
+        for documents in (100, 200, 400)
+    ]
 
 
 def main() -> None:

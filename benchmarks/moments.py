@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,21 +22,27 @@ BATCH = 4096
 DOCUMENT = 128
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall-clock seconds of one call, after one warm-up call."""
-    run()
-    times = []
-    for _ in range(repeats):
+class Peer:
+    """This machine's float64 matrix product, timed between the steps of what it is compared with.
+
+    The load of a shared machine changes by the second; only interleaved timings give a ratio that means something.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._a = torch.randn(size, size, dtype=torch.float64)
+        self._out = torch.empty_like(self._a)
+        self._seconds: list[float] = []
+        torch.mm(self._a, self._a, out=self._out)
+
+    def sample(self) -> None:
+        """Time one product."""
         start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        torch.mm(self._a, self._a, out=self._out)
+        self._seconds.append(time.perf_counter() - start)
 
-
-def matmul_gflops(size: int, dtype: torch.dtype) -> float:
-    """Rate of a square matrix product of this size."""
-    a = torch.randn(size, size, dtype=dtype)
-    return 2 * size**3 / seconds(lambda: a @ a, 3) / 1e9
+    def gflops(self) -> float:
+        """Rate over all products so far."""
+        return 2 * len(self._a) ** 3 * len(self._seconds) / sum(self._seconds) / 1e9
 
 
 def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, float | str]]:
@@ -50,28 +54,38 @@ def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, flo
         folds: Number K of folds.
 
     Returns:
-        One record per ratio: `ours` beside `peer` (the matrix product, or the pass), both from this run.
+        One record per ratio: `ours` beside `peer` (the matrix product, or the pass), both from this run. The second
+        ratio is in units of matrix products, so that a change of load between the two stages cancels.
     """
-    before = matmul_gflops(d_model, torch.float64)
     layout = Layout(d_model, ("sae",))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, d_model, generator=generator)
     recon = 0.8 * x + 0.1 * torch.randn(BATCH, d_model, generator=generator)
     batches = max(1, round(tokens_per_dim * d_model / BATCH))
     accumulator = FoldAccumulator(layout, folds=folds)
-    start = time.perf_counter()
+    beside_pass, beside_solve = Peer(d_model), Peer(d_model)
+    pass_seconds = 0.0
     for number in range(batches):
         groups = np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.int64) // DOCUMENT
-        accumulator.update(Batch(x + 0.01 * number, {"sae": recon}, groups))
+        batch = Batch(x + 0.01 * number, {"sae": recon}, groups)
+        start = time.perf_counter()
+        accumulator.update(batch)
+        pass_seconds += time.perf_counter() - start
+        beside_pass.sample()
+    start = time.perf_counter()
     moments = accumulator.finish()
-    pass_seconds = time.perf_counter() - start
+    pass_seconds += time.perf_counter() - start
     n = moments.n_tokens
     pass_gflops = 2 * n * d_model * layout.width / pass_seconds / 1e9
     total = moments.total()
+    for _ in range(3):
+        beside_solve.sample()
     start = time.perf_counter()
     cross_fit(moments, total)
     solve_seconds = time.perf_counter() - start
-    peer = (before + matmul_gflops(d_model, torch.float64)) / 2
+    for _ in range(3):
+        beside_solve.sample()
+    peer, later = beside_pass.gflops(), beside_solve.gflops()
     return [
         {
             "name": f"moments pass, d={d_model}, n={n}, {folds} folds, float64",
@@ -83,11 +97,11 @@ def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, flo
         },
         {
             "name": f"solve ({folds} exact leave-one-fold-out fits) against the pass, d={d_model}, n={n}",
-            "ours": solve_seconds,
-            "peer": pass_seconds,
-            "ratio": solve_seconds / pass_seconds,
-            "unit": "s",
-            "matmul_gflops": peer,
+            "ours": solve_seconds * later,
+            "peer": pass_seconds * peer,
+            "ratio": solve_seconds * later / (pass_seconds * peer),
+            "unit": "GFLOP of matrix product in the same time",
+            "matmul_gflops": later,
         },
     ]
 
