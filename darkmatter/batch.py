@@ -92,12 +92,16 @@ def check_batch(batch: Batch, *, d_model: int, names: tuple[str, ...]) -> tuple[
     Raises:
         InputError: Wrong type, shape, dtype, names, document ids, or a value that is not finite.
     """
+    if not isinstance(batch, Batch):
+        raise InputError(f"the source yields a {type(batch).__name__}, expected a Batch(x, recons, groups)")
     x = as_float_tensor(batch.x, "x")
     check_matrix(x, "x", d=d_model)
     n = x.shape[0]
+    if not isinstance(batch.recons, Mapping):
+        raise InputError(f"recons is a {type(batch.recons).__name__}, expected a mapping from SAE name to array")
     if set(batch.recons) != set(names):
         raise InputError(
-            f"batch has reconstructions {sorted(batch.recons)}, expected {sorted(names)}: "
+            f"batch has reconstructions {sorted(batch.recons, key=str)}, expected {sorted(names)}: "
             "every batch must hold every SAE the source names"
         )
     groups = batch.groups
@@ -158,9 +162,9 @@ def check_source(source: BatchSource, *, max_batches: int = 4) -> SourceCheck:
     if not batches:
         raise InputError("the source yields no batch: check the input files and the token filter")
     checked = [check_batch(b, d_model=source.d_model, names=source.names) for b in batches]
-    _same_batch(batches[0], next(iter(source)), "a second iteration starts with")
+    _same_batch(batches[0], next(iter(source), None), "a second iteration starts with")
     if len(batches) > 1 and isinstance(source, ResumableSource):
-        _same_batch(batches[1], next(source.batches_from(1)), "batches_from(1) starts with")
+        _same_batch(batches[1], next(source.batches_from(1), None), "batches_from(1) starts with")
     return SourceCheck(
         n_batches=len(batches),
         n_tokens=sum(x.shape[0] for x, _ in checked),
@@ -187,14 +191,22 @@ def check_header(source: BatchSource) -> None:
         twice = sorted({n for n in names if names.count(n) > 1})
         raise InputError(f"SAE names {twice} appear more than once in {names}: give every SAE its own name")
     try:
-        json.dumps(dict(source.description), allow_nan=False)
+        json.dumps(dict(source.description), allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"description cannot be written as JSON ({error}): use plain numbers and strings") from error
 
 
-def _same_batch(first: Batch, second: Batch, what: str) -> None:
-    same = np.array_equal(first.groups, second.groups) and torch.equal(
-        as_float_tensor(first.x, "x"), as_float_tensor(second.x, "x")
+def _same_batch(first: Batch, second: Batch | None, what: str) -> None:
+    same = (
+        second is not None
+        and np.array_equal(first.groups, second.groups)
+        and _same_array(first.x, second.x)
+        and all(name in second.recons and _same_array(first.recons[name], second.recons[name]) for name in first.recons)
     )
     if not same:
         raise InputError(f"{what} different tokens: a source must repeat itself, so that a killed run can resume")
+
+
+def _same_array(first: Array, second: Array) -> bool:
+    a, b = as_float_tensor(first, "x"), as_float_tensor(second, "x")
+    return a.dtype == b.dtype and torch.equal(a, b)

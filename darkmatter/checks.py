@@ -27,8 +27,10 @@ def as_float_tensor(value: Any, name: str) -> Tensor:
         The tensor, same dtype, same shape; shares memory with `value` where torch allows it.
 
     Raises:
-        InputError: `value` is not an array or its dtype is not floating.
+        InputError: `value` is not an array, its dtype is not floating, or it does not hold one value per entry.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array, expected every entry to count: drop the masked rows before")
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise InputError(
@@ -45,6 +47,10 @@ def as_float_tensor(value: Any, name: str) -> Tensor:
                 f"{name} has dtype {value.dtype}, expected float16, bfloat16, float32 or float64: "
                 "convert it with `.float()`"
             )
+        if value.layout != torch.strided:
+            raise InputError(f"{name} is a {value.layout} tensor, expected a dense one: convert it with `.to_dense()`")
+        if value.is_meta:
+            raise InputError(f"{name} is on the meta device, which holds no values: load it onto a real device")
         return value.detach()
     raise InputError(f"{name} is a {type(value).__name__}, expected a numpy array or a torch tensor")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from darkmatter import __version__
 from darkmatter.errors import DarkmatterError
 
 P = ParamSpec("P")
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")
 
 app = typer.Typer(
     name="darkmatter",
@@ -43,12 +45,15 @@ def one_clear_line(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except DarkmatterError as error:
             message = str(error)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            # torch has no type of its own for a failed allocation on the CPU
+            if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
             message = f"out of memory ({error}): use fewer SAEs at a time, fewer folds, or a machine with more"
         except OSError as error:
             message = f"{error.filename or 'file'}: {error.strerror or error}"
         except KeyboardInterrupt:
-            typer.echo("interrupted; the same command goes on from the last save", err=True)
+            typer.echo("interrupted; the same command again uses what was already saved", err=True)
             raise typer.Exit(130) from None
         else:
             return
@@ -94,7 +99,7 @@ def synth(
     dense_dim: Annotated[int, typer.Option(help="Dense dimensions k.", rich_help_panel=WORLD)] = 32,
     dense_share: Annotated[
         float | None,
-        typer.Option(help="Variance share of the dense part [default: 0.1, or 0 if k = 0].", rich_help_panel=WORLD),
+        typer.Option(help="Variance share of the dense part (default: 0.1, or 0 if k = 0).", rich_help_panel=WORLD),
     ] = None,
     l0: Annotated[float, typer.Option("--l0", help="Mean features firing per token.", rich_help_panel=WORLD)] = 32.0,
     zipf: Annotated[float, typer.Option(help="Exponent of the firing law.", rich_help_panel=WORLD)] = 1.0,
@@ -119,12 +124,12 @@ def synth(
         Introduced, typer.Option(help="Surgical: kind of N.", rich_help_panel=SAE)
     ] = Introduced.INDEPENDENT,
     introduced_share: Annotated[
-        float | None, typer.Option(help="Surgical: Var N / Var x [default: 0.03, or 0 for none].", rich_help_panel=SAE)
+        float | None, typer.Option(help="Surgical: Var N / Var x (default: 0.03, or 0 for none).", rich_help_panel=SAE)
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to decompose.", rich_help_panel=RUN)] = 32_768,
     truth_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of the Monte Carlo truth [default: 8 x --tokens or more].", rich_help_panel=RUN),
+        typer.Option(help="Tokens regressed on the true factors (default: 20 per factor).", rich_help_panel=RUN),
     ] = None,
     folds: Folds = 20,
     seed: Annotated[int, typer.Option(help="Seed of world, training and draws.", rich_help_panel=RUN)] = 0,
@@ -210,8 +215,10 @@ def decompose(
         run_decompose,
         sae_source,
     )
+    from darkmatter.commands.preflight import check_run
     from darkmatter.errors import InputError
 
+    check_run(folds=folds, out=out, device=device, checkpoint_seconds=checkpoint_seconds)
     if (acts is None) == (model is None):
         raise InputError("expected either --acts with --recon, or --model with --site, --sae and --text")
     if acts is not None:

@@ -107,7 +107,8 @@ def decompose_moments(moments: FoldMoments) -> dict[str, Decomposition]:
     """
     total = moments.total()
     means = FoldMeans.of(moments, total)
-    if not means.var_x > 0:
+    # the mean of equal numbers is off by its own rounding, which is not variance
+    if not means.var_x > (8 * torch.finfo(torch.float64).eps) ** 2 * float(total.mean_x.square().sum()):
         raise DegenerateError(
             f"x is constant over {total.n} tokens (variance {means.var_x:.3g}), expected activations that vary: "
             "check the hook point and the file",
@@ -208,6 +209,7 @@ def _one(
     linear_influence = fvu.value * (psi_e - psi_x) - nonlinear.value * (psi_r - psi_x)
     var_recon = means.mean(recon)
     degenerate = degenerate_kind(var_recon, variance, means.var_x)
+    introduced = _introduced(i, means, nonlinear, total, fit)
     return Decomposition(
         name=name,
         fvu=fvu,
@@ -216,7 +218,7 @@ def _one(
         linear_share=interval(fvu.value - nonlinear.value, linear_influence, means.n),
         gain=means.ratio(x_recon, recon) if degenerate != "dead" else UNDEFINED,
         shrinkage=_shrinkage(means, recon, x_recon) if degenerate != "dead" else UNDEFINED,
-        introduced=_introduced(i, means, nonlinear, total, fit),
+        introduced=introduced,
         r2_norm=_norm_probe(1 + i, means, fit),
         r2_norm_x=_norm_probe(0, means, fit),
         r2_norm_recon=_norm_probe(1 + n_saes + i, means, fit),
@@ -232,7 +234,7 @@ def _one(
         max_token_share=fit.far_share,
         max_leverage=fit.far_leverage,
         degenerate=degenerate,
-        warnings=sae_warnings(name, degenerate, fvu) + shared_warnings,
+        warnings=sae_warnings(name, degenerate, fvu, introduced) + shared_warnings,
         linear_map=AffineMap(weight=fit.weight[i], bias=total.mean_e[i] - total.mean_x @ fit.weight[i]),
     )
 
@@ -268,7 +270,8 @@ def _introduced(i: int, means: FoldMeans, nonlinear: Estimate, total: Moments, f
     stop = min(most, max(0.0, meets))
     steps = np.linspace(0.0, stop, _SENSITIVITY_POINTS if stop > 0 else 1)
     return Introduced(
-        low=max(0.0, left.low),
+        # ends that cross refute T5b's assumptions (an over-scaled decoder, say): then only the trivial end is left
+        low=max(0.0, left.low) if left.low <= nonlinear.high else 0.0,
         high=nonlinear.high,
         lower_end=Estimate(*(max(0.0, end) for end in (left.value, left.low, left.high))),
         upper_end=nonlinear,

@@ -71,7 +71,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist, expected {what}", path) from None
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, an integer of 5000 digits
+    except (ValueError, RecursionError, IsADirectoryError) as error:  # bad UTF-8, bad JSON, an integer of 5000 digits
         raise FileFormatError(f"{path} is not JSON ({error}), expected {what}", path) from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} holds a JSON {type(value).__name__}, expected {what} (an object)", path)

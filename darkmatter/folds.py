@@ -193,15 +193,22 @@ class FoldAccumulator:
             tensors: The saved state.
 
         Raises:
-            InputError: A tensor is missing or has another shape; nothing was changed then.
+            InputError: A tensor is missing, has another shape or holds impossible values; nothing was changed then.
         """
-        mine = self.state()
-        for name, tensor in mine.items():
+        for name, tensor in self.state().items():
             free = name.endswith((".waiting", ".documents"))  # only their number of rows may differ
             got = tensors.get(name)
-            if got is None or got.dtype != tensor.dtype or got.shape[free:] != tensor.shape[free:]:
+            if got is None or (got.dtype, got.ndim, got.shape[free:]) != (
+                tensor.dtype,
+                tensor.ndim,
+                tensor.shape[free:],
+            ):
                 found = "nothing" if got is None else f"{got.dtype} {tuple(got.shape)}"
                 raise InputError(f"saved moments hold {found} for {name}, expected {tuple(tensor.shape)}")
+            if name.endswith(".waiting") and len(got) >= self.layout.block_rows:
+                raise InputError(f"saved moments hold {len(got)} rows for {name}, expected a block not yet full")
+            if not torch.isfinite(got).all() or (name.endswith(".n") and int(got) < 0):
+                raise InputError(f"saved moments hold impossible values for {name}")
         for k, fold in enumerate(self._folds):
             fold.restore({name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(f"{k}.")})
             self._documents[k] = tensors[f"{k}.documents"].numpy().view(np.uint64).copy()

@@ -7,6 +7,7 @@ from typing import Literal
 from darkmatter.folds import FoldMoments
 from darkmatter.inference import Estimate
 from darkmatter.moments import Moments
+from darkmatter.results import Introduced
 from darkmatter.solve import CrossFit
 
 DEAD = 1e-12
@@ -33,7 +34,9 @@ def degenerate_kind(var_recon: float, var_nonlinear: float, var_x: float) -> Lit
     return "affine" if var_nonlinear <= AFFINE * var_recon else None
 
 
-def sae_warnings(name: str, degenerate: Literal["dead", "affine"] | None, fvu: Estimate) -> tuple[str, ...]:
+def sae_warnings(
+    name: str, degenerate: Literal["dead", "affine"] | None, fvu: Estimate, introduced: Introduced
+) -> tuple[str, ...]:
     """Sentences about one SAE."""
     found = []
     if degenerate == "dead":
@@ -48,6 +51,11 @@ def sae_warnings(name: str, degenerate: Literal["dead", "affine"] | None, fvu: E
         found.append(
             f"{name} has FVU {fvu.value:.3g}, worse than predicting the mean: check the layer, the hook point and the "
             "input normalisation."
+        )
+    if introduced.lower_end.low > introduced.upper_end.high and degenerate is None:
+        found.append(
+            f"{name} contradicts the assumptions of T5b: its lower end {introduced.lower_end.value:.3g} lies above its "
+            f"upper end {introduced.upper_end.value:.3g}; the decoder over-scales, and only the upper end holds."
         )
     return tuple(found)
 

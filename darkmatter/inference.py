@@ -1,4 +1,4 @@
-"""From fold sums to numbers with intervals: the symmetric-optimism estimator and fold influences (proofs/02)."""
+"""From fold sums to numbers with intervals: sqrt(S·C) and fold influences (see docs/estimator.md)."""
 
 from __future__ import annotations
 

@@ -172,26 +172,6 @@ class Moments:
             far_x=_farther(self.far_x, other.far_x, mean[self.layout.x]),
         )
 
-    def without(self, part: Moments) -> Moments:
-        """Moments of the set less a part of it: the inverse of `merge`, used to leave one fold out.
-
-        Loses log10(total / remainder) digits when the part dominates the total; a report warns of such tokens.
-        """
-        n = self.n - part.n
-        if part.n == 0 or n == 0:
-            return self if n else Moments.zero(self.layout, self.mean.device)
-        mean = self.mean + (self.mean - part.mean) * (part.n / n)
-        delta, weight = part.mean - mean, n * part.n / self.n
-        return Moments(
-            layout=self.layout,
-            n=n,
-            mean=mean,
-            cross=self._shifted(self.cross - part.cross, delta, -weight),
-            error_gram=self.error_gram - part.error_gram - _error_outer(self.layout, delta, weight),
-            target_ss=self.target_ss - part.target_ss - delta[self.layout.targets] ** 2 * weight,
-            far_x=self.far_x,
-        )
-
     def traces_about(self, mean: Tensor) -> Traces:
         """Sums of squares and products about another mean, without touching the (d, width) sums.
 

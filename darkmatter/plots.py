@@ -25,6 +25,9 @@ COLOURS = {
     "introduced": "#D55E00",
 }
 
+# no date, no version and no random ids: equal runs write equal bytes
+_UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
 
 def save_decomposition_figure(
     path: Path, results: Mapping[str, Decomposition], truth: Mapping[str, Mapping[str, Estimate]] | None = None
@@ -36,6 +39,7 @@ def save_decomposition_figure(
         results: Decompositions by name.
         truth: True shares by SAE name.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,9 +68,8 @@ def save_decomposition_figure(
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     n_tokens = next(iter(results.values())).n_tokens
     axes.set_title(f"Where the reconstruction error comes from ({n_tokens:,} tokens, 95 % intervals)", fontsize=11)
-    with replacing(path) as temporary:
-        # a fixed date and software tag keep equal runs byte-identical
-        figure.savefig(temporary, dpi=160, metadata={"Software": None} if path.suffix == ".png" else None)
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "darkmatter"}):
+        figure.savefig(temporary, dpi=160, metadata=_UNDATED.get(path.suffix))
 
 
 def _estimated(axes: Axes, y: float, result: Decomposition) -> None:
@@ -74,7 +77,9 @@ def _estimated(axes: Axes, y: float, result: Decomposition) -> None:
     _stack(axes, y, [("linear in x", "linear", linear), ("nonlinear in x (T1)", "nonlinear", nonlinear)])
     whisker: dict[str, Any] = {"color": "black", "capsize": 3, "lw": 1.2, "fmt": "none"}
     for end, estimate, shift in ((linear, result.linear_share, 0.2), (linear + nonlinear, result.fvu, -0.2)):
-        axes.errorbar(end, y + shift, xerr=[[end - estimate.low], [estimate.high - end]], **whisker)
+        # rounding may put the end of a bar just outside an interval without width
+        arms = [[max(0.0, end - estimate.low)], [max(0.0, estimate.high - end)]]
+        axes.errorbar(end, y + shift, xerr=arms, **whisker)
 
 
 def _stack(axes: Axes, y: float, parts: list[tuple[str, str, float]]) -> None:

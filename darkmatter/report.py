@@ -59,10 +59,8 @@ class Report:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with three significant digits, never in exponent form."""
-    size = abs(100 * value)
-    digits = 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{100 * value:.{digits}f} %"
+    """A share as a percentage: one decimal from 10 % on, two below."""
+    return f"{100 * value:.{1 if abs(value) >= 0.1 else 2}f} %"
 
 
 def percent_interval(estimate: Estimate) -> str:
@@ -87,7 +85,7 @@ def verdict(result: Decomposition) -> str:
     bounds = (
         f"at most {percent(high)} of the variance is introduced by the SAE"
         if low < 0.01 * high
-        else f"between {percent(low)} and {percent(high)} of the variance is introduced by the SAE"
+        else f"unless it over-scales, it introduces between {percent(low)} and {percent(high)} of the variance"
     )
     return (
         f"{result.name} misses {percent_interval(result.fvu)} of the variance: "

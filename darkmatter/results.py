@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -207,12 +207,11 @@ class Decomposition:
         if found != (FORMAT, FORMAT_VERSION):
             raise InputError(f"format and version are {found}, expected {(FORMAT, FORMAT_VERSION)}")
         try:
-            plain = {f.name: value[f.name] for f in fields(cls) if f.name != "linear_map"}
-            estimates = {f.name for f in fields(cls) if f.type == "Estimate"}
-            plain |= {name: _estimate(plain[name]) for name in estimates}
+            plain = {f.name: _READERS.get(str(f.type), _as_is)(value[f.name]) for f in fields(cls) if f.compare}
             plain["introduced"] = _introduced(plain["introduced"])
             plain["replicates"] = {name: _replicate(pair) for name, pair in plain["replicates"].items()}
-            plain["warnings"] = tuple(plain["warnings"])
+            plain["warnings"] = _texts(plain["warnings"])
+            plain["degenerate"] = _kind(plain["degenerate"])
             return cls(**plain)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"not a complete decomposition: {type(error).__name__} {error}") from None
@@ -232,7 +231,7 @@ class Decomposition:
         """
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON ({error}), expected what to_json wrote") from None
         if not isinstance(value, dict):
             raise InputError(f"a JSON {type(value).__name__}, expected an object written by to_json")
@@ -252,9 +251,44 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _kind(value: Any) -> Any:
+    if value not in (None, "dead", "affine"):
+        raise ValueError(f"{value!r} is no kind of degenerate SAE")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no string")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(_text(item) for item in value)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no integer")
+    return value
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
 def _estimate(value: Mapping[str, float | None]) -> Estimate:
-    ends = (value["value"], value["low"], value["high"])
-    return Estimate(*(math.nan if end is None else end for end in ends))
+    return Estimate(_number(value["value"]), _number(value["low"]), _number(value["high"]))
 
 
 def _replicate(value: Mapping[str, Any]) -> Replicate:
@@ -262,17 +296,20 @@ def _replicate(value: Mapping[str, Any]) -> Replicate:
         unshared=_estimate(value["unshared"]),
         shared=_estimate(value["shared"]),
         correlation=_estimate(value["correlation"]),
-        assumptions=value["assumptions"],
+        assumptions=_text(value["assumptions"]),
     )
 
 
 def _introduced(value: Mapping[str, Any]) -> Introduced:
     return Introduced(
-        low=value["low"],
-        high=value["high"],
+        low=_number(value["low"]),
+        high=_number(value["high"]),
         lower_end=_estimate(value["lower_end"]),
         upper_end=_estimate(value["upper_end"]),
-        sensitivity=tuple((s, share) for s, share in value["sensitivity"]),
-        max_shrinkage=value["max_shrinkage"],
-        assumptions=value["assumptions"],
+        sensitivity=tuple((_number(s), _number(share)) for s, share in value["sensitivity"]),
+        max_shrinkage=_number(value["max_shrinkage"]),
+        assumptions=_text(value["assumptions"]),
     )
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"Estimate": _estimate, "float": _number, "int": _count, "str": _text}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from einops import einsum, rearrange
@@ -14,7 +15,7 @@ from darkmatter.folds import FoldMoments
 from darkmatter.inference import residual_influence
 from darkmatter.moments import Moments
 
-_PIVOT_SLACK = 100
+_SLACK = 100
 _POWER_STEPS = 50
 
 
@@ -56,42 +57,45 @@ class Factor:
         return self.matrix.mT @ scaled
 
 
-def factor(scatter: Tensor, mean: Tensor, n: int, *, whole: Tensor | None = None) -> Factor:
+def factor(scatter: Tensor, mean: Tensor, n: int) -> Factor:
     """Factor a scatter matrix: Cholesky after scaling to unit diagonal, eigendecomposition where that is singular.
 
-    A pivot of the scaled Cholesky factor is the share of a coordinate's variance that earlier coordinates leave; below
-    100 d ε it is rounding, and the eigendecomposition with relative cut-off max(d, 100) ε decides the rank. A constant
-    coordinate gets the coefficient zero. Where the scatter is a difference, whole − part, the scale is the whole's: a
-    direction that only the part has leaves rounding of the whole behind, which must not be taken for variance.
+    Where the smallest eigenvalue of the scaled matrix is below 100 d ε it may be rounding, and the eigendecomposition
+    with relative cut-off max(d, 100) ε decides the rank. A constant coordinate gets the coefficient zero.
 
     Args:
         scatter: Centred X'X, (d, d).
         mean: Mean of the rows of X, (d,), by which rounding is told from variance.
         n: Rows of X.
-        whole: The scatter that this one was subtracted from, (d, d); itself by default.
 
     Returns:
         The factor.
     """
     d, eps = len(scatter), torch.finfo(torch.float64).eps
     diagonal = scatter.diagonal()
-    reference = diagonal if whole is None else whole.diagonal()
-    # a coordinate that only repeats the rounding of its own mean, or of the whole's variance, is constant
-    varies = diagonal > torch.maximum(n * (8 * eps * mean) ** 2, _PIVOT_SLACK * eps * reference)
-    scale = torch.where(varies, reference, 1.0).rsqrt() * varies
+    # a coordinate that only repeats the rounding of its own mean is constant
+    varies = diagonal > n * (8 * eps * mean) ** 2
+    scale = torch.where(varies, diagonal, 1.0).rsqrt() * varies
     scaled = scatter * scale[:, None] * scale
     scaled.diagonal().add_((~varies).to(scaled))
     lower, info = torch.linalg.cholesky_ex(scaled)
-    if int(info) == 0 and float(lower.diagonal().min()) ** 2 > _PIVOT_SLACK * d * eps:
+    if int(info) == 0 and _least_eigenvalue(lower) > _SLACK * d * eps:
         return Factor(scale=scale, matrix=lower, triangular=True, rank=int(varies.sum()))
     values, vectors = torch.linalg.eigh(scaled)
-    kept = values > max(d, _PIVOT_SLACK) * eps * values[-1]
+    kept = values > max(d, _SLACK) * eps * values[-1]
     basis = vectors[:, kept] / values[kept].sqrt()
     return Factor(scale=scale, matrix=basis, triangular=False, rank=int(kept.sum()) - int((~varies).sum()))
 
 
+def _least_eigenvalue(lower: Tensor) -> float:
+    """Smallest eigenvalue of L L' by inverse iteration, never too low; a small pivot alone would miss many."""
+    return 1.0 / _rayleigh(lambda v: torch.cholesky_solve(v, lower), _start(lower), steps=3)
+
+
 def condition_number(moments: Moments, fit: Factor) -> float:
     """Ratio of the extreme non-zero eigenvalues of Cov x, by power and inverse iteration (never too high).
+
+    Where x is singular the factor inverts in scaled coordinates, whose eigenvalues are others; there they are computed.
 
     Args:
         moments: Moments whose scatter was factored.
@@ -100,17 +104,26 @@ def condition_number(moments: Moments, fit: Factor) -> float:
     Returns:
         The condition number; 1 for a single direction.
     """
-    start = torch.randn(len(moments.xx), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    start = start.to(moments.xx.device)
+    if not fit.triangular:
+        values = torch.linalg.eigvalsh(moments.xx)[-fit.rank :]
+        floor = len(moments.xx) * torch.finfo(values.dtype).eps * values[-1]
+        return float(values[-1] / values[0].clamp_min(floor))
+    start = _start(moments.xx)
     top = _rayleigh(lambda v: moments.xx @ v, start)
     bottom = _rayleigh(fit.solve, start)
     return max(1.0, top * bottom)
 
 
-def _rayleigh(apply: Callable[[Tensor], Tensor], start: Tensor) -> float:
+def _start(like: Tensor) -> Tensor:
+    """A fixed direction, generic for every matrix, (d, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(like), 1, dtype=torch.float64, generator=generator).to(like.device)
+
+
+def _rayleigh(apply: Callable[[Tensor], Tensor], start: Tensor, steps: int = _POWER_STEPS) -> float:
     v = start / start.norm()
     value = 0.0
-    for _ in range(_POWER_STEPS):
+    for _ in range(steps):
         w = apply(v)
         value = float((v * w).sum())
         v = w / w.norm().clamp_min(torch.finfo(w.dtype).tiny)
@@ -177,7 +190,7 @@ def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:
         )
     whole = factor(total.xx, total.mean_x, total.n)
     check_enough_tokens(min(total.n - fold.n for fold in used), whole.rank)
-    fits = [_leave_out(fold, total.without(fold)) for fold in used]
+    fits = [_leave_out(fold, rest) for fold, rest in zip(used, _rests(used), strict=True)]
     far_share, far_leverage = _farthest(used, total, whole)
     return CrossFit(
         n=torch.tensor([fold.n for fold in used], dtype=torch.float64),
@@ -239,7 +252,7 @@ def _leave_out(fold: Moments, rest: Moments) -> _LeftOut:
     """
     layout = rest.layout
     columns = slice(layout.d_model, layout.width)
-    fit = factor(rest.xx, rest.mean_x, rest.n, whole=total.xx)
+    fit = factor(rest.xx, rest.mean_x, rest.n)
     check_enough_tokens(rest.n, fit.rank)
     solution = fit.solve(rest.cross[:, columns])
     image = fold.xx @ solution
@@ -265,6 +278,21 @@ def _leave_out(fold: Moments, rest: Moments) -> _LeftOut:
         + fold.n * targets(off).square(),
         rank=fit.rank,
     )
+
+
+def _rests(folds: list[Moments], others: Moments | None = None) -> Iterator[Moments]:
+    """Unite, for every fold in turn, all the others: by halving, K log2 K merges.
+
+    Yields:
+        The moments of the others, in the order of `folds`.
+    """
+    # total minus fold would be cheaper, but what only the fold holds leaves rounding behind that looks like variance
+    if len(folds) == 1 and others is not None:
+        yield others
+        return
+    left, right = folds[: len(folds) // 2], folds[len(folds) // 2 :]
+    for part, rest in ((left, right), (right, left)):
+        yield from _rests(part, reduce(Moments.merge, rest if others is None else [others, *rest]))
 
 
 def _pairs(first: Tensor, second: Tensor) -> Tensor:

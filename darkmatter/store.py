@@ -84,7 +84,7 @@ class Checkpoint:
 
     def _read(self, index: dict[str, Any], path: Path, remedy: str) -> tuple[int, dict[str, Any]]:
         name, batches = index.get("tensors"), index.get("batches")
-        if not isinstance(name, str) or Path(name).name != name or not isinstance(batches, int) or batches < 1:
+        if not isinstance(name, str) or Path(name).name != name or type(batches) is not int or batches < 1:
             raise FileFormatError(f"{path} is damaged: {remedy}", path)
         try:
             return batches, read_tensors(self.folder / name, "saved moments")

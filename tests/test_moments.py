@@ -104,7 +104,6 @@ def test_merge_is_associative_commutative_and_has_an_identity(sizes: list[int], 
     same(zero.merge(a), a, whole, 0)
     same(a.merge(b), b.merge(a), whole, 64)
     same(whole, a.merge(b.merge(c)), whole, 64)
-    same(whole.without(c), a.merge(b), whole, 64)
 
 
 def single(source: ListSource, layout: Layout, part: slice) -> Moments:

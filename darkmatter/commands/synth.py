@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from darkmatter.commands.console import Steps, put, say, show_results, steps
+from darkmatter.commands.preflight import check_run
 from darkmatter.decomposition import decompose_many
 from darkmatter.errors import FileFormatError, InputError
 from darkmatter.files import write_json
@@ -19,7 +20,11 @@ from darkmatter.plots import save_decomposition_figure
 from darkmatter.report import Report
 from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_topk
 from darkmatter.sandbox import Surgical, World
+from darkmatter.sandbox.truth import truth_tokens
 from darkmatter.store import Checkpoint
+
+PROBE_RATIO = 8
+"""Tokens of the true nonlinear share, in multiples of those decomposed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,7 @@ class SynthRun:
         train: How to train an SAE otherwise.
         n_tokens: Tokens to decompose.
         folds: Document folds.
-        truth_tokens: Tokens of the Monte Carlo truth, or None for 8 n_tokens, at least 20 per true factor.
+        truth_tokens: Tokens of the regression on the true factors, or None for 20 per factor.
         out: Folder to write.
         as_json: Print the report as JSON instead of a table.
     """
@@ -49,6 +54,9 @@ class SynthRun:
 
 def run_synth(run: SynthRun) -> None:
     """Build the world, get the SAE, decompose, compare with the truth, and write everything to the folder."""
+    check_run(folds=run.folds, out=run.out)
+    truth_tokens(run.world, run.truth_tokens)
+    run.world.pair(_nothing, n_tokens=run.n_tokens)
     with steps() as bars:
         sae, training = _sae(run, bars)
         name = "surgical" if run.surgical else "sae"
@@ -57,10 +65,10 @@ def run_synth(run: SynthRun) -> None:
         with bars.stage("decompose", run.n_tokens) as stage:
             results = decompose_many(source, folds=run.folds, checkpoint=checkpoint, progress=stage)
         # the truth must be much sharper than the interval that it judges
-        factors = run.world.n_features + run.world.dense_dim
-        truth_tokens = run.truth_tokens or max(8 * run.n_tokens, 20 * factors)
-        with bars.stage("truth", truth_tokens) as stage:
-            truth = run.world.truth(sae, n_tokens=truth_tokens, progress=stage)
+        with bars.stage("truth", None) as stage:
+            truth = run.world.truth(
+                sae, n_tokens=run.truth_tokens, probe_tokens=PROBE_RATIO * run.n_tokens, progress=stage
+            )
     report = Report(saes=results, source=source.description, truth={name: truth}, training={name: training})
     shares: Mapping[str, Mapping[str, Estimate]] = {name: truth.shares()}
     save_decomposition_figure(run.out / "decomposition.png", results, shares)
@@ -73,6 +81,11 @@ def run_synth(run: SynthRun) -> None:
     inside = results[name].fvu_nonlinear.contains(truth.nonlinear.value)
     put(f"True nonlinear share (introduced + interference): {'inside' if inside else 'OUTSIDE'} the 95 % interval.")
     say(f"Wrote {run.out}/report.json and decomposition.png" + ("" if run.surgical else " and the SAE in sae/"))
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """Stand in for the SAE while the other options are checked."""
+    return x
 
 
 def _sae(run: SynthRun, bars: Steps) -> tuple[Surgical | SAE | Callable[[Tensor], Tensor], dict[str, Any]]:

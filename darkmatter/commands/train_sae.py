@@ -7,6 +7,7 @@ from pathlib import Path
 from darkmatter.adapters import load_model, model_activations, read_documents, training_activations
 from darkmatter.commands.console import put, say, steps
 from darkmatter.commands.decompose import ModelOptions
+from darkmatter.commands.preflight import check_out
 from darkmatter.errors import InputError
 from darkmatter.sae import TrainConfig, save_sae, train_topk
 
@@ -20,8 +21,9 @@ def run_train_sae(options: ModelOptions, config: TrainConfig, *, out: Path) -> N
         out: Folder to write.
 
     Raises:
-        InputError: The folder already holds an SAE.
+        InputError: The folder already holds an SAE, or cannot be a folder.
     """
+    check_out(out)
     if (out / "cfg.json").exists():
         raise InputError(f"{out} already holds an SAE: choose another --out, or delete it")
     documents = read_documents(options.text)

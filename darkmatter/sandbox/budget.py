@@ -11,7 +11,7 @@ from torch import Tensor
 
 from darkmatter.inference import Estimate, interval
 from darkmatter.sandbox.factor_sums import FactorSums, merged
-from darkmatter.solve import factor
+from darkmatter.solve import check_enough_tokens, factor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -97,7 +97,9 @@ def affine_budget(world: World, folds: list[FactorSums], total: FactorSums) -> t
 
 
 def _coefficients(sums: FactorSums) -> Floats:
-    found: Floats = factor(sums.ff, sums.mean["f"], sums.n).solve(sums.fs).numpy()
+    fit = factor(sums.ff, sums.mean["f"], sums.n)
+    check_enough_tokens(sums.n, fit.rank)
+    found: Floats = fit.solve(sums.fs).numpy()
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from darkmatter.checks import check_finite
 from darkmatter.errors import InputError
 from darkmatter.folds import fold_of
 from darkmatter.sandbox.source import Sae, recon_chunks
@@ -53,10 +54,11 @@ def collect_sums(
         Sums of every fold that holds tokens.
 
     Raises:
-        InputError: All documents fall into one fold.
+        InputError: All documents fall into one fold, or Sae(x) is not finite.
     """
     gatherers = [_Gatherer(world) for _ in range(folds)]
     for chunk, recons in recon_chunks(world, {"sae": sae}, n_tokens=n_tokens, stream=stream):
+        check_finite(recons["sae"], "Sae(x)")  # a sum of squares that is NaN would read as zero further on
         fold_numbers = fold_of(chunk.groups, folds)
         for k in np.unique(fold_numbers):
             rows = np.flatnonzero(fold_numbers == k)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class PopulationShares:
     """What a surgical SAE's error is made of, each a share of Var x (the trace of x's covariance).
 
-    With Sae = (1 − s) S1 + N, e = x − Sae and P the best affine predictor from x (T1 and T3 of `proofs/`):
+    With Sae = (1 − s) S1 + N, e = x − Sae and P the best affine predictor from x (T1 and T3 in docs/concepts.md):
     fvu = introduced + absent + dense + linear + cross and fvu_nonlinear = introduced + interference, exactly.
 
     Attributes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from darkmatter.decomposition import decompose
 from darkmatter.errors import InputError
 from darkmatter.inference import Estimate, interval, relative_influence, residual_influence, symmetric_optimism
 from darkmatter.sandbox.budget import affine_budget
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from darkmatter.sandbox.world import World
 
 TOKENS_PER_FACTOR = 20
-TRUTH_FOLDS = 8
+TRUTH_FOLDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def true_shares(
     sae: Sae,
     *,
     n_tokens: int | None = None,
+    probe_tokens: int | None = None,
     folds: int = TRUTH_FOLDS,
     stream: str = "truth",
     progress: Callable[[int], None] | None = None,
@@ -79,6 +82,8 @@ def true_shares(
         world: The world.
         sae: A surgical SAE or a function from x (n, d) to a reconstruction.
         n_tokens: Tokens of the Monte Carlo; 20 per factor by default.
+        probe_tokens: Measure fvu and nonlinear, which need no factors and are cheap, on this many tokens of another
+            independent stream instead; a truth that judges an interval should be much sharper than it.
         folds: Folds of the Monte Carlo.
         stream: Stream to draw from; keep it apart from the one being decomposed.
         progress: Called with the number of tokens after every chunk.
@@ -87,17 +92,54 @@ def true_shares(
         The shares, each with a 95 % interval (of width zero in closed form).
 
     Raises:
-        InputError: Too few tokens for the number of factors.
+        InputError: Too few tokens for the number of factors, fewer than two folds, or an SAE that does not fit.
     """
     if isinstance(sae, Surgical) and sae.introduced != "function":
         return _closed_form(world, sae)
-    factors = world.n_features + world.dense_dim
-    n_tokens = TOKENS_PER_FACTOR * factors if n_tokens is None else n_tokens
-    if n_tokens < 4 * factors:
-        raise InputError(f"n_tokens is {n_tokens} for {factors} true factors, expected at least {4 * factors}")
+    if folds < 2:
+        raise InputError(f"folds is {folds}, expected at least 2: an interval needs two folds that differ")
+    n_tokens = truth_tokens(world, n_tokens)
     open_pair(world, sae, n_tokens=n_tokens, batch_size=1, stream=stream, name="sae")  # checks the SAE
     sums = collect_sums(world, sae, n_tokens, folds, stream, progress)
-    return _from_sums(world, sums, f"Monte Carlo, {n_tokens} tokens")
+    truth = _from_sums(world, sums, f"Monte Carlo, {n_tokens} tokens")
+    return truth if probe_tokens is None else _sharpened(truth, world, sae, probe_tokens, stream, progress)
+
+
+def truth_tokens(world: World, n_tokens: int | None) -> int:
+    """Fill in and check the tokens of the regression on the true factors.
+
+    Args:
+        world: The world.
+        n_tokens: What a user wants; None for 20 per factor.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        InputError: Fewer than 4 per factor.
+    """
+    factors = world.n_features + world.dense_dim
+    wanted = TOKENS_PER_FACTOR * factors if n_tokens is None else n_tokens
+    if wanted < 4 * factors:
+        raise InputError(f"n_tokens is {wanted} for {factors} true factors, expected at least {4 * factors}")
+    return wanted
+
+
+def _sharpened(
+    truth: Truth, world: World, sae: Sae, n_tokens: int, stream: str, progress: Callable[[int], None] | None
+) -> Truth:
+    """Take fvu and nonlinear from an independent sample of their own."""
+    probe = decompose(world.pair(sae, n_tokens=n_tokens, stream=f"{stream}-probe", name="sae"), progress=progress)
+    first, second = probe.fvu_nonlinear, truth.introduced
+    value = first.value - second.value
+    half = math.hypot(first.high - first.low, second.high - second.low) / 2  # two independent samples
+    return replace(
+        truth,
+        fvu=probe.fvu,
+        nonlinear=first,
+        interference=Estimate(value, value - half, value + half),
+        method=f"{truth.method}; {n_tokens} for fvu and nonlinear",
+    )
 
 
 def _closed_form(world: World, sae: Surgical) -> Truth:
@@ -139,8 +181,8 @@ def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
     psi_x = relative_influence(var_x, n)
     shares, psi = {}, {}
     for key in heldout:
-        sums = torch.tensor(heldout[key])
-        shares[key] = symmetric_optimism(torch.tensor(train[key]), sums, n.sum() - n, n) / v
+        sums, fitted = (torch.tensor(rows[key], dtype=torch.float64) for rows in (heldout, train))
+        shares[key] = symmetric_optimism(fitted, sums, n.sum() - n, n) / v
         psi[key] = residual_influence(sums, n, len(getattr(total, key * 2))) - psi_x
     budget, n_learned = affine_budget(world, folds, total)
     return Truth(

@@ -274,6 +274,7 @@ class World:
         sae: Sae,
         *,
         n_tokens: int | None = None,
+        probe_tokens: int | None = None,
         stream: str = "truth",
         progress: Callable[[int], None] | None = None,
     ) -> Truth:
@@ -282,13 +283,14 @@ class World:
         Args:
             sae: A `Surgical`, or a function from (n, d) float32 to a reconstruction (n, d).
             n_tokens: Tokens of the Monte Carlo where there is no closed form; 20 per true factor by default.
+            probe_tokens: Tokens of a separate, larger sample for fvu and nonlinear.
             stream: Name of the stream to draw from; keep it apart from the one being decomposed.
             progress: Called with the number of tokens after every chunk.
 
         Returns:
             The shares, each with an interval.
         """
-        return true_shares(self, sae, n_tokens=n_tokens, stream=stream, progress=progress)
+        return true_shares(self, sae, n_tokens=n_tokens, probe_tokens=probe_tokens, stream=stream, progress=progress)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types, with the format's name and version."""
