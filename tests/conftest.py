@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
+import torch
 from hypothesis import HealthCheck, settings
+
+# many small products: threads cost more than they bring, and on a shared machine up to thirty times more
+torch.set_num_threads(1)
 
 # deadlines measure the machine, not the code: shared CI cores stall at random
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

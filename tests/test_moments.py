@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_merge_is_associative_commutative_and_has_an_identity(sizes: list[int], 
     source = tiny_world(max(1, sum(sizes)), 4, seed=seed, mean=mean, n_saes=2)
     layout = Layout(4, source.names)
     edges = np.cumsum([0, *sizes])
-    parts = [single(source, layout, slice(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [single(source, layout, slice(a, b)) for a, b in pairwise(edges)]
     a, b, c = parts
     whole = a.merge(b).merge(c)
     zero = Moments.zero(layout, torch.device("cpu"))

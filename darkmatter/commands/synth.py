@@ -21,6 +21,7 @@ from darkmatter.report import Report
 from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_topk
 from darkmatter.sandbox import Surgical, World
 from darkmatter.sandbox.truth import truth_tokens
+from darkmatter.solve import check_enough_tokens
 from darkmatter.store import Checkpoint
 
 PROBE_RATIO = 8
@@ -57,6 +58,7 @@ def run_synth(run: SynthRun) -> None:
     check_run(folds=run.folds, out=run.out)
     truth_tokens(run.world, run.truth_tokens)
     run.world.pair(_nothing, n_tokens=run.n_tokens)
+    check_enough_tokens(run.n_tokens * (run.folds - 1) // run.folds, run.world.d_model)
     with steps() as bars:
         sae, training = _sae(run, bars)
         name = "surgical" if run.surgical else "sae"
