@@ -20,7 +20,7 @@ THEOREMS = {
     "introduced": "T5b",
     "shrinkage": "T6",
     "gain": "T6",
-    "r2_norm": "App. A",
+    "r2_norm": "A",
     "replicates": "T8",
 }
 """Theorem behind each quantity, as numbered in the docs."""

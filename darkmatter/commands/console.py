@@ -145,7 +145,7 @@ def _table(result: Decomposition, truth: Any | None) -> Table:
     row("  linear in x", percent_interval(result.linear_share), linear, THEOREMS["linear_share"])
     row("  nonlinear", percent_interval(result.fvu_nonlinear), known("nonlinear"), THEOREMS["fvu_nonlinear"])
     bounds = f"in [{percent(result.introduced.low)[:-2]}, {percent(result.introduced.high)[:-2]}] %"
-    row("    introduced, if s ≥ 0", bounds, known("introduced"), THEOREMS["introduced"])
+    row("    introduced (s ≥ 0)", bounds, known("introduced"), THEOREMS["introduced"])
     row("    interference", "the rest", known("interference"), "T3")
     row("rescaling removes", percent_interval(result.shrinkage), "", THEOREMS["shrinkage"])
     table.add_section()
