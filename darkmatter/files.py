@@ -65,14 +65,14 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         The object.
 
     Raises:
-        FileFormatError: Missing, not JSON, or not an object.
+        FileFormatError: Missing, unreadable, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist, expected {what}", path) from None
-    except (ValueError, RecursionError, IsADirectoryError) as error:  # bad UTF-8, bad JSON, an integer of 5000 digits
-        raise FileFormatError(f"{path} is not JSON ({error}), expected {what}", path) from None
+    except (ValueError, RecursionError, OSError) as error:  # bad UTF-8 or JSON, a huge integer, a folder in its place
+        raise FileFormatError(f"{path} cannot be read as JSON ({error}), expected {what}", path) from None
     if not isinstance(value, dict):
         raise FileFormatError(f"{path} holds a JSON {type(value).__name__}, expected {what} (an object)", path)
     return value

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from darkmatter.accumulate import MomentAccumulator
 from darkmatter.batch import Batch, check_batch
 from darkmatter.errors import InputError
-from darkmatter.moments import Layout, MomentAccumulator, Moments
+from darkmatter.moments import Layout, Moments
 
 SKETCH_SIZE = 4096
 """Documents per fold that are counted exactly; beyond, their number is estimated to about 1.6 %."""

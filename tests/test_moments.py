@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkmatter import Batch, InputError
+from darkmatter.accumulate import MomentAccumulator
 from darkmatter.folds import SKETCH_SIZE, FoldAccumulator, FoldMoments, document_hash, fold_of
-from darkmatter.moments import Layout, MomentAccumulator, Moments
+from darkmatter.moments import Layout, Moments
 from tests.helpers import ListSource, Matrix, tiny_world
 
 EPS = np.finfo(np.float64).eps

@@ -181,7 +181,7 @@ def test_a_truncated_save_is_refused_at_every_byte(data: st.DataObject) -> None:
         for file, content in files.items():
             (folder / file).write_bytes(content[:kept] if file == victim else content)
         before = sorted(path.name for path in folder.iterdir())
-        with pytest.raises(FileFormatError, match=r"delete .* to start again|is not JSON"):
+        with pytest.raises(FileFormatError, match=r"delete .* to start again|cannot be read"):
             resume(folder)
         assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -233,7 +233,7 @@ def test_garbage_for_an_index_is_refused(content: bytes) -> None:
 
 def test_a_folder_for_an_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").mkdir()
-    with pytest.raises(FileFormatError, match=r"checkpoint\.json is not JSON"):
+    with pytest.raises(FileFormatError, match=r"checkpoint\.json cannot be read as JSON"):
         resume(tmp_path)
 
 
@@ -334,7 +334,7 @@ class Slow(ListSource):
             time.sleep(0.02)
             yield batch
 
-world = tiny_world(4000, 5, n_saes=2, per_document=8)
+world = tiny_world(2400, 5, n_saes=2, per_document=8)
 source = Slow(world.x, world.recons, world.groups, 40, {"name": "slow"})
 results = decompose_many(source, folds=6, checkpoint=Checkpoint(Path(sys.argv[1]), every_seconds=0.0))
 print("\\n".join(result.to_json() for result in results.values()))
@@ -356,19 +356,19 @@ def batches_saved(folder: Path) -> int:
 
 
 def test_a_process_killed_by_the_system_goes_on(tmp_path: Path) -> None:
-    world = tiny_world(4000, 5, n_saes=2, per_document=8)
+    world = tiny_world(2400, 5, n_saes=2, per_document=8)
     uninterrupted = decompose_many(replace(world, batch_size=40, description={"name": "slow"}), folds=6)
     want = "\n".join(result.to_json() for result in uninterrupted.values())
     process = start(tmp_path)
     try:
         deadline = time.monotonic() + 120
-        while batches_saved(tmp_path) < 30 and process.poll() is None and time.monotonic() < deadline:
+        while batches_saved(tmp_path) < 20 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
-    assert 30 <= batches_saved(tmp_path) < 100
+    assert 20 <= batches_saved(tmp_path) < 60
     process = start(tmp_path)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

@@ -109,10 +109,7 @@ def load_sae_metadata(folder: Path | str) -> dict[str, Any]:
 
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / "cfg.json"
-    try:
-        header = read_json(path, "the description of a darkmatter SAE")
-    except (OSError, ValueError) as error:  # a folder in its place, no permission, a number too long to parse
-        raise FileFormatError(f"{path} cannot be read ({error}): save the SAE again", path) from None
+    header = read_json(path, "the description of a darkmatter SAE")
     if header.get("format") != FORMAT:
         raise FileFormatError(
             f"{path} has format {header.get('format')!r}, expected {FORMAT!r}: read SAEs of other libraries with "
