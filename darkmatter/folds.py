@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +91,7 @@ class FoldMoments:
 
     def total(self) -> Moments:
         """Moments of all tokens."""
-        return reduce(Moments.merge, self.folds)
+        return Moments.union(self.folds)
 
     def merge(self, other: FoldMoments) -> FoldMoments:
         """Moments of the union of two disjoint sets of tokens.

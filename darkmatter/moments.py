@@ -7,8 +7,9 @@ is Chan, Golub and LeVeque's (1983): never a difference of large numbers, whatev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from einops import rearrange
@@ -157,19 +158,42 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union of two disjoint sets: A ⊕ B = A + B + (n_A n_B / n) δδ', δ the mean difference."""
-        if other.n == 0 or self.n == 0:
-            return self if other.n == 0 else other
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.n / n)
+        return Moments.union((self, other))
+
+    @staticmethod
+    def union(parts: Sequence[Moments]) -> Moments:
+        """Moments of the union of disjoint sets: Σ_j A_j + Σ_j n_j δ_j δ_j', δ_j the part's mean less the union's.
+
+        Args:
+            parts: At least one; all of one layout.
+
+        Returns:
+            The moments; a part itself where all others are empty.
+        """
+        filled = [part for part in parts if part.n]
+        if len(filled) < 2:
+            return filled[0] if filled else parts[0]
+        first, layout, n = filled[0], filled[0].layout, sum(part.n for part in filled)
+        counts = first.mean.new_tensor([part.n for part in filled])
+        means = torch.stack([part.mean for part in filled])
+        # differences first: large means must cancel before they are averaged
+        mean = first.mean + counts / n @ (means - first.mean)
+        deviations = means - mean
+        weighted = deviations * counts[:, None]
+        cross = first.cross + filled[1].cross
+        for part in filled[2:]:
+            cross += part.cross
+        errors = rearrange(deviations[:, layout.errors], "k (s d) -> s (k d)", s=layout.n_saes)
+        weighted_errors = rearrange(weighted[:, layout.errors], "k (s d) -> s (k d)", s=layout.n_saes)
         return Moments(
-            layout=self.layout,
+            layout=layout,
             n=n,
             mean=mean,
-            cross=self._shifted(self.cross + other.cross, delta, self.n * other.n / n),
-            error_gram=self.error_gram + other.error_gram + error_outer(self.layout, delta, self.n * other.n / n),
-            target_ss=self.target_ss + other.target_ss + delta[self.layout.targets] ** 2 * (self.n * other.n / n),
-            far_x=farther(self.far_x, other.far_x, mean[self.layout.x]),
+            cross=cross.addmm_(weighted[:, layout.x].T, deviations),
+            error_gram=torch.stack([part.error_gram for part in filled]).sum(dim=0) + weighted_errors @ errors.T,
+            target_ss=torch.stack([part.target_ss for part in filled]).sum(dim=0)
+            + (weighted * deviations)[:, layout.targets].sum(dim=0),
+            far_x=reduce(lambda a, b: farther(a, b, mean[layout.x]), (part.far_x for part in filled)),
         )
 
     def traces_about(self, mean: Tensor) -> Traces:
@@ -188,9 +212,6 @@ class Moments:
             ee=self.error_gram + error_outer(layout, delta, self.n),
             targets=self.target_ss + self.n * delta[layout.targets].square(),
         )
-
-    def _shifted(self, cross: Tensor, delta: Tensor, weight: float) -> Tensor:
-        return cross.addr_(delta[self.layout.x], delta, alpha=weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from einops import einsum, rearrange
@@ -292,9 +291,11 @@ def _rests(folds: list[Moments], others: Moments | None = None) -> Iterator[Mome
         return
     left, right = folds[: len(folds) // 2], folds[len(folds) // 2 :]
     for part, rest in ((left, right), (right, left)):
-        yield from _rests(part, reduce(Moments.merge, rest if others is None else [others, *rest]))
+        yield from _rests(part, Moments.union(rest if others is None else [others, *rest]))
 
 
 def _pairs(first: Tensor, second: Tensor) -> Tensor:
     """tr(A_a' B_b) for every pair, (S, S)."""
+    if len(first) == 1:  # a matrix product would copy both blocks first
+        return (first[0] * second[0]).sum()[None, None]
     return einsum(first, second, "a i j, b i j -> a b")
