@@ -155,7 +155,7 @@ def drop_tokenizer(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], type[DarkmatterError], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), FileFormatError, "config.json does not exist"),
-    "config not json": (lambda f: (f / "config.json").write_text("{"), FileFormatError, "not JSON"),
+    "config not json": (lambda f: (f / "config.json").write_text("{"), FileFormatError, "read as JSON"),
     "no model type": (lambda f: edit_config(f, model_type=None), InputError, "model type None"),
     "odd model type": (lambda f: edit_config(f, model_type=["gemma2"]), InputError, "model type"),
     "unknown type": (lambda f: edit_config(f, model_type="nonesuch"), InputError, "does not know it"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from darkmatter.errors import DegenerateError, InputError
@@ -28,7 +28,7 @@ def worlds(draw: st.DrawFn) -> World:
         dense_dim=k,
         l0=draw(st.floats(0.01, 1.0)) * m / 2,
         zipf=draw(st.floats(0.0, 2.0)),
-        dense_share=draw(st.floats(0.0, 0.9)) if k else 0.0,
+        dense_share=draw(st.one_of(st.just(0.0), st.floats(1e-4, 0.9))) if k else 0.0,
         dictionary=dictionary,  # type: ignore[arg-type]
         topics=draw(st.integers(1, 5)),
         topic_strength=draw(st.floats(0.0, 1.0)),
@@ -91,9 +91,17 @@ def _naive_shares(world: World, surgical: Surgical) -> dict[str, float]:
     }
 
 
+def _well_conditioned(world: World) -> bool:
+    """Whether every direction that x uses stands clear of rounding, which an oracle cannot tell from variance."""
+    n_directions = min(world.d_model, world.n_features + world.dense_dim * (world.dense_share > 0))
+    used = np.linalg.eigvalsh(population_covariance(world))[-n_directions:]
+    return bool(used[0] > 1e-9 * used[-1])
+
+
 @given(pairs())
 def test_shares_agree_with_their_definitions(pair: tuple[World, Surgical]) -> None:
     world, surgical = pair
+    assume(_well_conditioned(world))
     got, want = population_shares(world, surgical), _naive_shares(world, surgical)
     # sums of at most (m + k)² ≈ 6,000 products of the size of Var x, in another order
     bound = 6000 * EPS
@@ -127,6 +135,7 @@ def test_without_superposition_there_is_no_interference(pair: tuple[World, Surgi
     world, surgical = pair
     if world.n_features + world.dense_dim > world.d_model:
         world = World.from_dict({**world.to_dict(), "d_model": world.n_features + world.dense_dim})
+    assume(_well_conditioned(world))
     # at most d directions lie under the cut-off d · eps of the largest variance
     assert population_shares(world, surgical).interference <= 10 * world.d_model**2 * EPS
 
