@@ -54,7 +54,7 @@ def symmetric_optimism(train: Tensor, heldout: Tensor, n_train: Tensor, n: Tenso
     """Residual variance σ̂² = sqrt(S · C), free of first-order optimism.
 
     S = Σ_k train_k / Σ_k n_train,k ≈ σ²(1 − c/n') and C = Σ_k heldout_k / Σ_k n_k ≈ σ²(1 + c/n') err by the same c
-    (Takeuchi's tr H⁻¹J) in opposite directions, for any design; for Gaussian designs S·C = σ⁴ exactly in expectation.
+    (Takeuchi's tr H⁻¹J) in opposite directions, for any design: what is left is of second order in c/n'.
 
     Args:
         train: Residual sums of squares on the training tokens of each fit, (K,).
