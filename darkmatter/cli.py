@@ -209,12 +209,8 @@ def decompose(
     as_json: Json = False,
 ) -> None:
     """Decompose the error of SAEs: from array files (--acts --recon), or on a model (--model --site --sae --text)."""  # noqa: DOC501 - shown by --help
-    from darkmatter.commands.decompose import (
-        ModelOptions,
-        arrays_source,
-        run_decompose,
-        sae_source,
-    )
+    from darkmatter.commands.decompose import arrays_source, run_decompose, sae_source
+    from darkmatter.commands.model_options import ModelOptions
     from darkmatter.commands.preflight import check_run
     from darkmatter.errors import InputError
 
@@ -264,7 +260,7 @@ def train_sae(
     max_tokens: MaxTokens = None,
 ) -> None:
     """Train a TopK SAE on one site of a Hugging Face model."""
-    from darkmatter.commands.decompose import ModelOptions
+    from darkmatter.commands.model_options import ModelOptions
     from darkmatter.commands.train_sae import run_train_sae
     from darkmatter.sae import TrainConfig
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darkmatter.adapters import files_source, model_source
+from darkmatter.adapters import ModelSource, files_source
 from darkmatter.batch import BatchSource
 from darkmatter.commands.console import put, say, show_results, steps
+from darkmatter.commands.model_options import ModelOptions
 from darkmatter.decomposition import decompose_many
 from darkmatter.errors import InputError
 from darkmatter.files import write_json, write_tensors
@@ -18,22 +18,6 @@ from darkmatter.plots import save_decomposition_figure
 from darkmatter.report import Report
 from darkmatter.sae import SAE, load_sae, load_sae_metadata
 from darkmatter.store import Checkpoint
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
-    """How to read a model, as `darkmatter.adapters.model_source` takes it."""
-
-    model: str
-    site: str
-    text: Path
-    revision: str | None
-    dtype: str
-    device: str
-    context_length: int
-    batch_docs: int
-    skip_first: int
-    max_tokens: int | None
 
 
 def named_paths(values: Sequence[str], what: str) -> dict[str, str]:
@@ -77,20 +61,7 @@ def sae_source(options: ModelOptions, saes: Sequence[str]) -> BatchSource:
         name: {"training": load_sae_metadata(folders[name]), "fingerprint": sae.fingerprint()}
         for name, sae in loaded.items()
     }
-    return model_source(
-        options.model,
-        options.site,
-        options.text,
-        loaded,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        context_length=options.context_length,
-        batch_docs=options.batch_docs,
-        skip_first=options.skip_first,
-        max_tokens=options.max_tokens,
-        notes=notes,
-    )
+    return ModelSource(activations=options.activations(), saes=loaded, notes=notes)
 
 
 def run_decompose(

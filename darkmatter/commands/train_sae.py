@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darkmatter.adapters import load_model, model_activations, read_documents, training_activations
+from darkmatter.adapters import training_activations
 from darkmatter.commands.console import put, say, steps
-from darkmatter.commands.decompose import ModelOptions
+from darkmatter.commands.model_options import ModelOptions
 from darkmatter.commands.preflight import check_out
 from darkmatter.errors import InputError
 from darkmatter.sae import TrainConfig, save_sae, train_topk
@@ -26,17 +26,7 @@ def run_train_sae(options: ModelOptions, config: TrainConfig, *, out: Path) -> N
     check_out(out)
     if (out / "cfg.json").exists():
         raise InputError(f"{out} already holds an SAE: choose another --out, or delete it")
-    documents = read_documents(options.text)
-    activations = model_activations(
-        load_model(options.model, revision=options.revision, dtype=options.dtype, device=options.device),
-        options.site,
-        documents,
-        context_length=options.context_length,
-        batch_docs=options.batch_docs,
-        skip_first=options.skip_first,
-        max_tokens=options.max_tokens,
-        text=options.text.name,
-    )
+    activations = options.activations()
     with steps() as bars, bars.stage("train SAE", config.n_tokens) as stage:
         stream = training_activations(activations, n_tokens=config.n_tokens, seed=config.seed)
         trained = train_topk(stream, config, progress=stage.loss)
