@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from darkmatter.sae import SAE, Codes, record
 from darkmatter.sae.kernels import bag_sum, top_k
 
 D, S = 7, 40
-KINDS = ("relu", "topk", "jumprelu")
+KINDS = ("relu", "topk", "jumprelu", "gated")
 
 
 def make(activation: Any, *, seed: int = 0, integer: bool = False, d_sae: int = S, k: Any = -1, **fields: Any) -> SAE:
@@ -39,6 +40,8 @@ def make(activation: Any, *, seed: int = 0, integer: bool = False, d_sae: int = 
         "k": k if k != -1 else 5 if activation == "topk" else None,
         "threshold": draw(d_sae).abs() if activation == "jumprelu" else None,
     }
+    if activation == "gated":  # exp(0) is exact
+        values |= {"b_gate": draw(d_sae), "b_mag": draw(d_sae), "r_mag": draw(d_sae) * (0 if integer else 0.3)}
     return SAE(**(values | fields))
 
 
@@ -58,6 +61,10 @@ def naive(sae: SAE, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
             sum(c * w for c, w in zip(centred, column, strict=True)) + bias
             for column, bias in zip(sae.W_enc.T.tolist(), sae.b_enc.tolist(), strict=True)
         ]
+        if sae.b_gate is not None and sae.b_mag is not None and sae.r_mag is not None:
+            gates = zip(pre, sae.b_gate.tolist(), sae.b_mag.tolist(), sae.r_mag.tolist(), strict=True)
+            codes[i] = [max(math.exp(r) * p + mag, 0.0) if p + gate > 0 else 0.0 for p, gate, mag, r in gates]
+            continue
         kept = set(sorted(range(sae.d_sae), key=lambda j: -pre[j])[: sae.k])  # [:None] keeps all
         for j in kept:
             threshold = 0.0 if sae.threshold is None else float(sae.threshold.expand(sae.d_sae)[j])
@@ -69,13 +76,16 @@ def naive(sae: SAE, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("activation", KINDS)
 @pytest.mark.parametrize("with_b_pre", [True, False])
 def test_agrees_with_the_naive_transcription(activation: str, with_b_pre: bool) -> None:
-    sae = make(activation, **({} if with_b_pre else {"b_pre": None}))
+    absent: dict[str, Any] = {} if with_b_pre else {"b_pre": None}
+    sae = make(activation, **absent)
     x = tokens(23)
     codes, recon = naive(sae, x)
     # forward error of a dot product of length D plus the bias, then one of length S on top
     eps = np.finfo(np.float64).eps
     size = (x.abs() + (0 if sae.b_pre is None else sae.b_pre.abs())) @ sae.W_enc.abs() + sae.b_enc.abs()
-    code_tol = (D + 3) * eps * float(size.max())
+    if sae.b_mag is not None and sae.r_mag is not None:  # three more roundings, scaled by exp(r_mag)
+        size = size * sae.r_mag.exp() + sae.b_mag.abs()
+    code_tol = (D + 6) * eps * float(size.max())
     recon_tol = 2 * (S + D + 4) * eps * float((size @ sae.W_dec.abs() + sae.b_dec.abs()).max())
     got = sae.encode(x)
     np.testing.assert_allclose(got.dense().numpy(), codes, rtol=0, atol=code_tol)
@@ -135,6 +145,19 @@ def test_jumprelu_with_threshold_zero_is_relu(seed: int, shared: bool) -> None:
     x = tokens(9, seed=seed + 1)
     assert torch.equal(jump.encode(x).dense(), relu.encode(x).dense())
     assert torch.equal(jump(x), relu(x))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_the_bias_of_a_gated_sae_can_be_folded_away(seed: int) -> None:
+    sae, x = make("gated", seed=seed, integer=True), tokens(9, seed=seed + 1, integer=True)
+    assert sae.b_gate is not None
+    assert sae.b_mag is not None
+    folded = dataclasses.replace(
+        sae, b_enc=torch.zeros_like(sae.b_enc), b_gate=sae.b_gate + sae.b_enc, b_mag=sae.b_mag + sae.b_enc
+    )
+    assert torch.equal(folded(x), sae(x))
+    assert bool((sae.encode(x).dense() > 0).any())
 
 
 def test_jumprelu_is_strict() -> None:
@@ -251,6 +274,9 @@ NAN = torch.full((S,), torch.nan, dtype=torch.float64)
         ("topk", {"threshold": torch.zeros(S).double()}, "threshold is given with activation 'topk'"),
         ("jumprelu", {"threshold": None}, "threshold is missing"),
         ("jumprelu", {"threshold": torch.zeros(1).double()}, r"threshold has shape \(1,\)"),
+        ("gated", {"b_mag": None}, "b_mag is missing with activation 'gated'"),
+        ("relu", {"r_mag": torch.zeros(S).double()}, "r_mag is given with activation 'relu', expected for gated"),
+        ("gated", {"b_gate": torch.zeros(1).double()}, r"b_gate has shape \(1,\), expected \(d_sae,\) = \(40,\)"),
     ],
 )
 def test_wrong_fields_are_named(activation: str, fields: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The TopK trainer: gradients against autograd, determinism, units, the stream, learning and revival."""
+"""The trainer on topk: determinism, units, the stream, learning, revival and settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from darkmatter.errors import DegenerateError, InputError
-from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_topk
+from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_sae
 from darkmatter.sae.optimise import Optimiser
-from darkmatter.sae.step import Parameters, clip_gradient, evaluate, initialise
+from darkmatter.sae.parameters import Parameters, clip_gradient, initialise
+from darkmatter.sae.revive import revive
+from darkmatter.sae.step import Objective, evaluate
 from darkmatter.sae.stream import rebatch
 from darkmatter.sae.units import Units, calibrate, fold
+from darkmatter.sae.workspace import Workspace
 
 SMALL = TrainConfig(d_sae=24, k=3, n_tokens=4096, batch_size=128, lr=1e-2, report_every=5)
 
@@ -53,35 +56,6 @@ def identical(a: SAE, b: SAE) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-# gradients
-
-
-def dense_loss(p: Parameters, x: Tensor, k: int, variance: float) -> Tensor:
-    """The loss, transcribed densely for autograd."""
-    pre = x @ p.enc.T + p.b_enc
-    kept = torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
-    error = (pre.relu() * kept) @ p.dec + p.b_dec - x
-    return error.square().sum() / (len(x) * variance)
-
-
-@pytest.mark.parametrize(("d_sae", "k"), [(30, 4), (30, 30), (200, 3)])
-def test_gradients_equal_autograd(d_sae: int, k: int) -> None:
-    g = torch.Generator().manual_seed(d_sae + k)
-    shapes = ((d_sae, 9), (d_sae,), (d_sae, 9), (9,))
-    leaves = [torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_() for shape in shapes]
-    x = torch.randn(50, 9, generator=g, dtype=torch.float64)
-    loss = dense_loss(Parameters(*leaves), x, k, 2.5)
-    expected = torch.autograd.grad(loss, leaves)
-    with torch.no_grad():
-        step = evaluate(Parameters(*(leaf.detach() for leaf in leaves)), x, k=k, variance=2.5)
-    assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
-    for got, want in zip(step.gradient.all(), expected, strict=True):
-        assert float((got - want).abs().max()) <= 1e-10 * float(want.abs().max())
-    pre = x @ leaves[0].detach().T + leaves[1].detach()
-    kept = torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
-    assert torch.equal(step.fired, ((pre > 0) * kept).sum(0).long())
-
-
 def test_clipping_scales_the_joint_norm() -> None:
     both = Parameters(torch.full((1, 1), 3.0), torch.full((1,), 4.0), torch.zeros(1, 1), torch.zeros(1))
     assert clip_gradient(both, 10.0) == 5.0
@@ -96,11 +70,11 @@ def test_clipping_scales_the_joint_norm() -> None:
 def test_same_seed_same_bits_and_another_seed_differs() -> None:
     x = world(4096)
     global_state = torch.get_rng_state()
-    one, two = train_topk([x], SMALL), train_topk([x], SMALL)
+    one, two = train_sae([x], SMALL), train_sae([x], SMALL)
     assert torch.equal(torch.get_rng_state(), global_state)
     assert identical(one.sae, two.sae)
     assert one.history == two.history
-    assert not torch.equal(one.sae.W_dec, train_topk([x], replace(SMALL, seed=1)).sae.W_dec)
+    assert not torch.equal(one.sae.W_dec, train_sae([x], replace(SMALL, seed=1)).sae.W_dec)
 
 
 @given(cuts=st.lists(st.integers(0, 1024), max_size=6), as_numpy=st.booleans())
@@ -109,8 +83,8 @@ def test_the_callers_batches_do_not_matter(cuts: list[int], as_numpy: bool) -> N
     x, config = world(1024), replace(SMALL, n_tokens=1024, batch_size=100)
     edges = [0, *sorted(cuts), 1024]
     parts: list[Any] = [x[a:b] for a, b in pairwise(edges)]
-    whole = train_topk([x], config)
-    cut = train_topk([part.numpy() for part in parts] if as_numpy else iter(parts), config)
+    whole = train_sae([x], config)
+    cut = train_sae([part.numpy() for part in parts] if as_numpy else iter(parts), config)
     assert identical(whole.sae, cut.sae)
     assert whole.history == cut.history
 
@@ -119,7 +93,7 @@ def test_the_callers_batches_do_not_matter(cuts: list[int], as_numpy: bool) -> N
 @settings(max_examples=8, deadline=None)
 def test_scaling_activations_by_a_power_of_two_scales_only_the_biases(power: int) -> None:
     x, config = world(1024), replace(SMALL, n_tokens=1024)
-    base, scaled = train_topk([x], config).sae, train_topk([x * 2.0**power], config).sae
+    base, scaled = train_sae([x], config).sae, train_sae([x * 2.0**power], config).sae
     assert torch.equal(base.W_enc, scaled.W_enc)
     assert torch.equal(base.W_dec, scaled.W_dec)
     for name in ("b_enc", "b_dec", "b_pre"):
@@ -132,23 +106,25 @@ def test_folding_units_is_exact() -> None:
     units = calibrate([x[:100], x[100:]])
     assert np.log2(units.scale).is_integer()
     assert 0.5**0.5 <= float((x - x.mean(0)).square().mean().sqrt()) / units.scale <= 2**0.5
-    assert units.variance == pytest.approx(float(units.convert(x).square().sum(1).mean()), rel=1e-5)
+    assert units.variance == pytest.approx(float(units.convert(x.clone()).square().sum(1).mean()), rel=1e-5)
     g = torch.Generator().manual_seed(0)
-    p = initialise(16, 24, g)
+    p = initialise(16, SMALL, 1.0, g)
     p.b_enc.normal_(generator=g)
     p.b_dec.normal_(generator=g)
-    sae, inner = fold(p, units, 3), evaluate(p, units.convert(x), k=3, variance=1.0)
-    pre = torch.addmm(p.b_enc, units.convert(x), p.enc.T.contiguous())
+    sae = fold(p, units, SMALL, None)
+    with torch.no_grad():
+        inner = evaluate(p, units.convert(x.clone()), Objective(SMALL, 1.0, 0.0, None, Workspace()))
+    pre = torch.addmm(p.b_enc, units.convert(x.clone()), p.enc.T.contiguous())
     best = pre.topk(3, dim=1)
     expected = torch.zeros_like(pre).scatter_(1, best.indices, best.values.relu()) * units.scale
     assert torch.equal(sae.encode(x).dense(), expected)  # bit for bit: scaling by a power of two rounds nothing
     outer = (sae(x) - x) / units.scale
-    size = float(inner.error.abs().max() + units.convert(x).abs().max() + (x / units.scale).abs().max())
+    size = float(inner.error.abs().max() + units.convert(x.clone()).abs().max() + (x / units.scale).abs().max())
     assert float((outer - inner.error).abs().max()) <= 6 * torch.finfo(torch.float32).eps * size  # b_dec' rounds
 
 
 def test_trained_decoder_rows_have_unit_norm_and_the_record_is_float32() -> None:
-    sae = train_topk([world(4096).double()], SMALL).sae
+    sae = train_sae([world(4096).double()], SMALL).sae
     assert sae.dtype == torch.float32
     assert float((sae.W_dec.norm(dim=1) - 1).abs().max()) < 8 * torch.finfo(torch.float32).eps
     assert (sae.activation, sae.k, sae.d_model, sae.d_sae) == ("topk", 3, 16, 24)
@@ -156,8 +132,8 @@ def test_trained_decoder_rows_have_unit_norm_and_the_record_is_float32() -> None
 
 def test_works_under_inference_mode() -> None:
     with torch.inference_mode():
-        inside = train_topk([world(1024)], replace(SMALL, n_tokens=1024))
-    assert identical(inside.sae, train_topk([world(1024)], replace(SMALL, n_tokens=1024)).sae)
+        inside = train_sae([world(1024)], replace(SMALL, n_tokens=1024))
+    assert identical(inside.sae, train_sae([world(1024)], replace(SMALL, n_tokens=1024)).sae)
 
 
 # learning
@@ -166,11 +142,11 @@ def test_works_under_inference_mode() -> None:
 def test_learns_an_easy_world() -> None:
     config = TrainConfig(d_sae=32, k=4, n_tokens=30_000, batch_size=128, lr=1e-2)
     points: list[tuple[int, float]] = []
-    trained = train_topk([world(30_000, d=32)], config, progress=lambda n, f: points.append((n, f)))
+    trained = train_sae([world(30_000, d=32)], config, progress=lambda n, f: points.append((n, f)))
     test = world(5_000, d=32, seed=5)
     assert fvu(trained.sae, test) < 0.05
     assert (
-        fvu(train_topk([world(30_000, d=32)], replace(config, n_tokens=128)).sae, test) > 0.15
+        fvu(train_sae([world(30_000, d=32)], replace(config, n_tokens=128)).sae, test) > 0.15
     )  # one step is not enough
     assert points == list(trained.history)
     assert trained.n_tokens == points[-1][0] == 30_000 // 128 * 128
@@ -181,7 +157,7 @@ def test_learns_an_easy_world() -> None:
 def test_history_is_the_pooled_fvu_of_its_window() -> None:
     x = world(640)
     config = replace(SMALL, n_tokens=640, report_every=2, lr=1e-12)  # the parameters stay where they started
-    trained = train_topk([x], config)
+    trained = train_sae([x], config)
     assert [n for n, _ in trained.history] == [256, 512, 640]
     for (end, got), start in zip(trained.history, (0, 256, 512), strict=True):
         assert got == pytest.approx(fvu(trained.sae, x[start:end]), rel=1e-4)
@@ -195,7 +171,7 @@ def silenced(dead_after: int) -> Optimiser:
     run = Optimiser(config, d_model=16, variance=units.variance, device=torch.device("cpu"))
     run.parameters.b_enc[:12] = -100.0
     for batch in x.split(128):  # type: ignore[no-untyped-call]
-        run.step(units.convert(batch))
+        run.step(units.convert(batch.clone()))
     return run
 
 
@@ -203,18 +179,19 @@ def test_dead_latents_are_revived() -> None:
     without, revived = silenced(10**6), silenced(512)
     assert int((without.silent[:12] == 60 * 128).sum()) == 12  # it was dead, and stays so
     assert int((revived.silent[:12] < 512).sum()) >= 11
-    assert without.take_fvu() > revived.take_fvu()
+    assert without.window.take()[0] > revived.window.take()[0]
 
 
 def test_a_revived_latent_points_at_an_error_and_starts_afresh() -> None:
     run = Optimiser(replace(SMALL, dead_after=256), d_model=16, variance=1.0, device=torch.device("cpu"))
     run.step(world(128))
-    run.silent[:] = 0
-    run.silent[[3, 7]] = 256
     before = run.parameters.dec.clone()
     error = torch.zeros(128, 16)
     error[5], error[9] = world(2, seed=3)  # only two tokens can be drawn
-    run._revive(error)
+    dead = torch.tensor([3, 7])
+    config = replace(SMALL, dead_after=256)
+    revived = revive(run.parameters, run._adam, dead, error, config, variance=1.0, generator=run._generator)
+    assert torch.equal(revived, dead)
     found = run.parameters.dec[[3, 7]]
     want = -torch.nn.functional.normalize(error[[5, 9]], dim=1)
     assert torch.equal(found, want) or torch.equal(found, want.flip(0))
@@ -237,7 +214,7 @@ def test_reviving_needs_an_error_to_point_at() -> None:
         run.step(torch.zeros(128, 16))  # reconstructed perfectly by no latent at all
     assert torch.equal(run.silent, torch.full((24,), 384))
     assert torch.allclose(run.parameters.dec, before)
-    assert np.isnan(run.take_fvu())
+    assert np.isnan(run.window.take()[0])
 
 
 # the stream
@@ -269,12 +246,12 @@ def test_training_reads_no_more_of_the_stream_than_it_needs() -> None:
             read.append(number)
             yield part
 
-    train_topk(source(), replace(SMALL, n_tokens=5 * 128))
+    train_sae(source(), replace(SMALL, n_tokens=5 * 128))
     assert read == [0, 1, 2, 3, 4]
 
 
 def test_a_short_stream_ends_training_and_is_recorded() -> None:
-    trained = train_topk([world(1000)], SMALL)
+    trained = train_sae([world(1000)], SMALL)
     assert trained.n_tokens == 7 * 128
     assert [n for n, _ in trained.history] == [640, 896]
     assert trained.describe()["n_tokens"] == 896
@@ -283,7 +260,7 @@ def test_a_short_stream_ends_training_and_is_recorded() -> None:
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, 16)], [torch.ones(127, 16)]])
 def test_a_stream_without_one_batch_is_refused(batches: list[Tensor]) -> None:
     with pytest.raises(InputError, match="ended before one batch of 128 tokens: pass more"):
-        train_topk(batches, SMALL)
+        train_sae(batches, SMALL)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -291,7 +268,7 @@ def test_the_first_bad_token_is_named(bad: float) -> None:
     x = world(1000)
     x[700, 3] = bad
     with pytest.raises(InputError, match=r"token 700 of the stream: activation batch 2 has 1 entries that are NaN"):
-        train_topk([x[:300], x[300:600], x[600:]], replace(SMALL, n_tokens=1000))
+        train_sae([x[:300], x[300:600], x[600:]], replace(SMALL, n_tokens=1000))
 
 
 def test_wrong_streams_are_named() -> None:
@@ -303,13 +280,13 @@ def test_wrong_streams_are_named() -> None:
         ([torch.full((200, 16), 1e300, dtype=torch.float64)], "token 0 of the stream"),
     ):
         with pytest.raises(InputError, match=message):
-            train_topk(batches, SMALL)  # type: ignore[arg-type]
+            train_sae(batches, SMALL)  # type: ignore[arg-type]
 
 
 def test_constant_activations_are_degenerate() -> None:
     for value in (0.0, 1e4):
         with pytest.raises(DegenerateError, match="do not vary") as caught:
-            train_topk([torch.full((4096, 16), value)], SMALL)
+            train_sae([torch.full((4096, 16), value)], SMALL)
         assert caught.value.evidence["rms_deviation"] <= 1e-3
 
 
@@ -357,7 +334,7 @@ def test_the_dead_window_has_a_default() -> None:
 
 
 def test_a_trained_sae_is_saved_with_its_description(tmp_path: Any) -> None:
-    trained = train_topk([world(1024)], replace(SMALL, n_tokens=1024))
+    trained = train_sae([world(1024)], replace(SMALL, n_tokens=1024))
     save_sae(trained.sae, tmp_path, metadata=trained.describe())
     assert identical(load_sae(tmp_path), trained.sae)
     described = load_sae_metadata(tmp_path)

@@ -9,7 +9,7 @@ from darkmatter.commands.console import put, say, steps
 from darkmatter.commands.model_options import ModelOptions
 from darkmatter.commands.preflight import check_out
 from darkmatter.errors import InputError
-from darkmatter.sae import TrainConfig, save_sae, train_topk
+from darkmatter.sae import TrainConfig, save_sae, train_sae
 
 
 def run_train_sae(options: ModelOptions, config: TrainConfig, *, out: Path) -> None:
@@ -29,7 +29,7 @@ def run_train_sae(options: ModelOptions, config: TrainConfig, *, out: Path) -> N
     activations = options.activations()
     with steps() as bars, bars.stage("train SAE", config.n_tokens) as stage:
         stream = training_activations(activations, n_tokens=config.n_tokens, seed=config.seed)
-        trained = train_topk(stream, config, progress=stage.loss)
+        trained = train_sae(stream, config, progress=stage.loss)
     save_sae(trained.sae, out, metadata={"source": dict(activations.description), **trained.describe()})
     put(
         f"Trained {config.d_sae} latents, k = {config.k}, on {trained.n_tokens:,} tokens "

@@ -7,9 +7,12 @@ n = 2048, d = 256, 1024 latents and 32 active, the product below takes 0.4 ms wh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from einops import rearrange
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -65,41 +68,68 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, candidates.gather(1, chosen)
 
 
-def value_gradient(latents: Tensor, values: Tensor, offsets: Tensor, table: Tensor, upstream: Tensor) -> Tensor:
-    """Differentiate `bag_sum` by its values: ∂/∂values_j = ⟨upstream_i, table[latents_j]⟩ for entry j of row i.
+def bag_sum_with_pullback(
+    latents: Tensor, values: Tensor, offsets: Tensor, table: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Compute `bag_sum` and how to differentiate it by its values: ∂/∂values_j = ⟨upstream_i, table[latents_j]⟩.
 
     Args:
         latents: As for `bag_sum`.
         values: As for `bag_sum`.
         offsets: As for `bag_sum`.
         table: As for `bag_sum`.
-        upstream: Gradient of a scalar by the bag sums, (n, d).
 
     Returns:
-        (nnz,). Only the active entries are computed: 2.3 ms where the dense product and a gather take 6.2 ms.
+        The bag sums (n, d), and a function from the gradient of a scalar by them, (n, d), to that by `values`, (nnz,);
+        it can be called once. Only listed entries are computed: 9 ms where the dense product and a gather take 130 ms
+        at n = 4096, d = 512, 4096 latents and 32 active.
     """
     with torch.enable_grad():  # torch's own kernel for these inner products is reachable only through autograd
         leaf = values.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(bag_sum(latents, leaf, offsets, table), leaf, upstream)
-    return gradient
+        out = bag_sum(latents, leaf, offsets, table)
+
+    def pullback(upstream: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(out, leaf, upstream)
+        return gradient
+
+    return out.detach(), pullback
 
 
-def transpose(latents: Tensor, n_rows: int, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Regroup codes with equally many entries per row by latent, for sums over tokens.
-
-    With ``entries, tokens, offsets`` returned, ``bag_sum(tokens, values[entries], offsets, table)`` is codesᵀ·table,
-    (d_sae, d): the gradient of both weight matrices, 0.4 ms where the dense product takes 6 ms.
+def active_entries(mask: Tensor) -> Tensor:
+    """List the true entries of a mask by their position in row-major order.
 
     Args:
-        latents: Latent of each entry, (n·k,), int64, row by row.
-        n_rows: n.
+        mask: (n, d_sae), bool, contiguous.
+
+    Returns:
+        Positions (nnz,), int64, rising.
+    """
+    if mask.device.type == "cpu":  # four times as fast as torch's
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().flatten()
+
+
+def transpose(latents: Tensor, offsets: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Regroup row-compressed entries by latent, for sums over tokens.
+
+    With ``entries, tokens, ends`` returned, ``bag_sum(tokens, values[entries], ends, table)`` is codesᵀ·table,
+    (d_sae, d): the gradient of both weight matrices, 3 ms where the dense product takes 110 ms.
+
+    Args:
+        latents: Latent of each entry, (nnz,), int64.
+        offsets: First entry of each token, and the end, (n+1,), int64.
         d_sae: Number of latents.
 
     Returns:
-        Order of the entries (n·k,), their tokens (n·k,), and offsets (d_sae+1,), all int64.
+        Order of the entries (nnz,), their tokens (nnz,), and offsets (d_sae+1,), all int64; tokens rise per latent.
     """
-    small = torch.int16 if d_sae <= torch.iinfo(torch.int16).max else torch.int32
-    entries = torch.argsort(latents.to(small), stable=True)  # narrow keys sort twice as fast
-    tokens = entries // (len(latents) // n_rows)
+    if latents.device.type == "cpu":  # a counting sort, ten times as fast as sorting keys
+        rows = (np.arange(len(latents), dtype=np.int32), latents.numpy().astype(np.int32), offsets.numpy())
+        columns = csr_array(rows, shape=(len(offsets) - 1, d_sae)).tocsc()
+        arrays = (columns.data, columns.indices, columns.indptr)
+        entries, tokens, ends = (torch.from_numpy(part.astype(np.int64)) for part in arrays)
+        return entries, tokens, ends
+    entries = torch.argsort(latents, stable=True)
+    every = torch.arange(len(offsets) - 1, device=latents.device).repeat_interleave(offsets.diff())
     counts = torch.bincount(latents, minlength=d_sae)
-    return entries, tokens, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return entries, every[entries], torch.cat([counts.new_zeros(1), counts.cumsum(0)])

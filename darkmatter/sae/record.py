@@ -14,7 +14,9 @@ from darkmatter.errors import InputError
 from darkmatter.sae.codes import Codes
 from darkmatter.sae.kernels import bag_sum, top_k
 
-Activation = Literal["relu", "topk", "jumprelu"]
+Activation = Literal["relu", "topk", "jumprelu", "gated"]
+
+_GATE = ("b_gate", "b_mag", "r_mag")
 
 _DENSE_PAYS = 0.1
 """Share of active latents above which the dense product is used (measured crossover .06 out of cache, .4 in it)."""
@@ -32,7 +34,10 @@ class SAE:
     * relu: max(pre, 0);
     * topk: the k largest of each token's pre, then relu, so that a kept negative becomes 0; which of several equal
       entries is kept is arbitrary but depends on that token alone;
-    * jumprelu: max(pre, 0) · (pre > threshold), strictly greater.
+    * jumprelu: max(pre, 0) · (pre > threshold), strictly greater;
+    * gated: max(exp(r_mag)·pre + b_mag, 0) · (pre + b_gate > 0), Rajamanoharan et al. (2024a) eq. 6 and 7. `pre` is
+      the same as everywhere, so b_enc counts in both: a family without it stores zeros, and it can be folded away by
+      b_gate + b_enc and b_mag + exp(r_mag)·b_enc.
 
     Everything is computed in the record's own dtype, to which x is cast, and the reconstruction has that dtype: use
     ``sae.to(dtype=torch.float32)`` where bfloat16 weights should not mean bfloat16 arithmetic. The record keeps the
@@ -44,9 +49,12 @@ class SAE:
         W_dec: Decoder (dictionary), one row per latent, (d_sae, d_model).
         b_dec: Decoder bias, (d_model,).
         b_pre: Subtracted from x before encoding, (d_model,); None subtracts nothing.
-        activation: "relu", "topk" or "jumprelu".
+        activation: "relu", "topk", "jumprelu" or "gated".
         k: Latents kept per token; topk only.
         threshold: Per latent (d_sae,) or one for all (); jumprelu only.
+        b_gate: Bias of the gate, (d_sae,); gated only, as the next two.
+        b_mag: Bias of the magnitude, (d_sae,).
+        r_mag: Logarithm of the magnitude's scale, (d_sae,).
 
     Raises:
         InputError: A wrong shape, dtype, device, a value that is not finite, or a field that the activation lacks or
@@ -61,6 +69,9 @@ class SAE:
     activation: Activation = "relu"
     k: int | None = None
     threshold: Tensor | None = None
+    b_gate: Tensor | None = None
+    b_mag: Tensor | None = None
+    r_mag: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Drop autograd history and check every field.
@@ -207,6 +218,8 @@ class SAE:
         return torch.addmm(self.b_enc, x if self.b_pre is None else x - self.b_pre, self.W_enc)
 
     def _activate(self, pre: Tensor) -> Tensor:
+        if self.b_gate is not None and self.b_mag is not None and self.r_mag is not None:
+            return (pre * self.r_mag.exp() + self.b_mag).relu() * (pre + self.b_gate > 0)
         return pre.relu() if self.threshold is None else pre.relu() * (pre > self.threshold)
 
     def _encode_chunk(self, x: Tensor) -> Codes:
@@ -234,6 +247,11 @@ def _check_activation(sae: SAE) -> None:
     if (sae.threshold is not None) != (sae.activation == "jumprelu"):
         got = "is missing" if sae.threshold is None else "is given"
         raise InputError(f"threshold {got} with activation {sae.activation!r}, expected for jumprelu and only there")
+    for name in _GATE:
+        present = getattr(sae, name) is not None
+        if present != (sae.activation == "gated"):
+            got = "is given" if present else "is missing"
+            raise InputError(f"{name} {got} with activation {sae.activation!r}, expected for gated and only there")
 
 
 def _check_shapes(sae: SAE) -> None:
@@ -253,5 +271,9 @@ def _check_shapes(sae: SAE) -> None:
         raise InputError(f"b_pre has shape {tuple(sae.b_pre.shape)}, expected (d_model,) = ({d_model},)")
     if sae.threshold is not None and sae.threshold.shape not in {(), (d_sae,)}:
         raise InputError(f"threshold has shape {tuple(sae.threshold.shape)}, expected () or (d_sae,) = ({d_sae},)")
+    for name in _GATE:
+        value = getattr(sae, name)
+        if value is not None and value.shape != (d_sae,):
+            raise InputError(f"{name} has shape {tuple(value.shape)}, expected (d_sae,) = ({d_sae},)")
     if sae.k is not None and not (type(sae.k) is int and 1 <= sae.k <= d_sae):
         raise InputError(f"k is {sae.k!r}, expected an integer from 1 to d_sae = {d_sae}")

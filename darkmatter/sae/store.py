@@ -18,7 +18,7 @@ FORMAT = "darkmatter-sae"
 FORMAT_VERSION = 1
 
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")
-_OPTIONAL = ("b_pre", "threshold")
+_OPTIONAL = ("b_pre", "threshold", "b_gate", "b_mag", "r_mag")
 _KEYS = {"format", "format_version", "activation", "k", "d_model", "d_sae", "dtype", "sha256", "metadata"}
 
 

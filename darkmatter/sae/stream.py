@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 import torch
@@ -15,7 +15,43 @@ from darkmatter.errors import InputError
 Activations = Iterable[Tensor | npt.NDArray[Any]]
 
 
-def rebatch(batches: Activations, batch_size: int) -> Iterator[Tensor]:
+@runtime_checkable
+class Restartable(Protocol):
+    """A stream that can begin at any token, so that a resumed run does not generate what it has seen."""
+
+    def __iter__(self) -> Iterator[Tensor | npt.NDArray[Any]]:
+        """Iterate from the first token."""
+        ...
+
+    def starting_at(self, token: int) -> Activations:
+        """Give the same tokens in the same order, from the given one on; how they are batched does not matter."""
+        ...
+
+
+def skip(batches: Activations | Restartable, n_tokens: int) -> Activations:
+    """Drop the first tokens of a stream: for free if it is `Restartable`, else by reading them.
+
+    Args:
+        batches: The stream.
+        n_tokens: How many to drop.
+
+    Returns:
+        The rest.
+    """
+    if n_tokens == 0:
+        return batches
+    return batches.starting_at(n_tokens) if isinstance(batches, Restartable) else _after(batches, n_tokens)
+
+
+def _after(batches: Activations, n_tokens: int) -> Iterator[Tensor | npt.NDArray[Any]]:
+    left = n_tokens
+    for batch in batches:
+        if left < len(batch):
+            yield batch[left:]
+        left = max(0, left - len(batch))
+
+
+def rebatch(batches: Activations, batch_size: int, *, first_token: int = 0) -> Iterator[Tensor]:
     """Re-slice activations of any row counts into batches of exactly `batch_size` rows, in the same order.
 
     The last rows that fill no batch are dropped. What comes out does not depend on how the caller cut the stream, and
@@ -24,6 +60,7 @@ def rebatch(batches: Activations, batch_size: int) -> Iterator[Tensor]:
     Args:
         batches: Arrays (n, d_model) of any n ≥ 0, of one width.
         batch_size: Rows per batch.
+        first_token: Number of the first token, for messages.
 
     Yields:
         Float32 tensors (batch_size, d_model), each its own memory.
@@ -32,7 +69,7 @@ def rebatch(batches: Activations, batch_size: int) -> Iterator[Tensor]:
         InputError: An array that is not floating, of another width, or not finite; names the array and the token.
     """
     out: Tensor | None = None
-    filled = n_tokens = 0
+    filled, n_tokens = 0, first_token
     for number, raw in enumerate(batches):
         name = f"activation batch {number}"
         x = as_float_tensor(raw, name)

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from darkmatter.errors import DegenerateError
-from darkmatter.sae.record import SAE
-from darkmatter.sae.step import Parameters
+from darkmatter.sae.config import Architecture, TrainConfig
+from darkmatter.sae.parameters import Parameters
+from darkmatter.sae.record import SAE, Activation
+
+_ACTIVATIONS: dict[Architecture, Activation] = {
+    "topk": "topk",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "relu": "relu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +39,13 @@ class Units:
     variance: float
 
     def convert(self, x: Tensor) -> Tensor:
-        """Express raw activations (n, d_model) in training units."""
-        return (x - self.centre) / self.scale
+        """Express raw activations (n, d_model) in training units, in place."""
+        return x.sub_(self.centre).div_(self.scale)
+
+
+def raw_units(d_model: int, device: torch.device) -> Units:
+    """Give the units that change nothing, with losses per token instead of per variance."""
+    return Units(torch.zeros(d_model, device=device), 1.0, 1.0)
 
 
 def calibrate(batches: Sequence[Tensor]) -> Units:
@@ -59,26 +74,42 @@ def calibrate(batches: Sequence[Tensor]) -> Units:
     return Units(centre, scale, power / scale**2 * x.shape[1])
 
 
-def fold(parameters: Parameters, units: Units, k: int) -> SAE:
+def fold(parameters: Parameters, units: Units, config: TrainConfig, cut: float | None) -> SAE:
     """Rewrite parameters in training units as a record for raw activations.
 
-    relu and top-k commute with a positive factor, so with b_pre = centre, b_enc' = scale·b_enc and unchanged matrices
-    the raw codes are scale times the training codes, exactly; b_dec' = centre + scale·b_dec rounds once.
+    Every activation function commutes with a positive factor on a latent's pre-activation, bias and threshold. So a
+    decoder row's norm moves into its encoder row, and with b_pre = centre, biases and thresholds times the scale, and
+    matrices as they are otherwise, the raw codes are scale times the training codes: exactly so for the scale, a power
+    of two. b_dec' = centre + scale·b_dec rounds once. batchtopk and matryoshka become jumprelu with one threshold.
 
     Args:
         parameters: Trained parameters.
         units: The units they were trained in.
-        k: Latents kept per token.
+        config: The settings they were trained with.
+        cut: Threshold of batchtopk and matryoshka in training units.
 
     Returns:
         The record, sharing no memory with `parameters`.
     """
+    kind = config.architecture
+    norms = parameters.dec.norm(dim=1) if config.folds_norms else torch.ones_like(parameters.b_enc)
+    zero = torch.zeros_like(units.centre)
+    bias = parameters.b_enc * norms * units.scale
+    threshold = None
+    if parameters.threshold is not None:
+        threshold = parameters.threshold * (units.variance**0.5 * units.scale) * norms
+    elif kind in {"batchtopk", "matryoshka"}:
+        threshold = torch.full_like(bias, (cut or 0.0) * units.scale)
     return SAE(
-        W_enc=parameters.enc.T.contiguous(),
-        b_enc=parameters.b_enc * units.scale,
-        W_dec=parameters.dec.clone(),
+        W_enc=(parameters.enc * norms[:, None]).T.contiguous(),
+        b_enc=torch.zeros_like(bias) if kind == "gated" else bias,
+        W_dec=parameters.dec / norms[:, None],
         b_dec=parameters.b_dec * units.scale + units.centre,
-        b_pre=units.centre.clone(),
-        activation="topk",
-        k=k,
+        b_pre=units.centre + (parameters.b_dec * units.scale if config.tie_b_dec else zero),
+        activation=_ACTIVATIONS[kind],
+        k=config.k if kind == "topk" else None,
+        threshold=threshold,
+        b_gate=bias if kind == "gated" else None,
+        b_mag=None if parameters.b_mag is None else parameters.b_mag * norms * units.scale,
+        r_mag=None if parameters.r_mag is None else parameters.r_mag.clone(),
     )
