@@ -40,7 +40,7 @@ SMALL = World(n_features=96, d_model=24, dense_dim=4, l0=6.0, topics=5, topic_st
         ({"dense_dim": 0}, "pass dense_share=0"),
         ({"dense_dim": 25}, "dense_dim is 25, expected at most d_model = 24"),
         ({"topic_strength": 1.5}, "topic_strength is 1.5"),
-        ({"dictionary": "onehot"}, "expected 'random' or 'orthonormal'"),
+        ({"dictionary": "onehot"}, "expected one of random, orthonormal, low-coherence"),
         ({"dictionary": "orthonormal"}, "use dictionary='random'"),
     ],
 )
@@ -64,7 +64,7 @@ def test_firing_probabilities_sum_to_l0_and_average_out_over_topics(
 ) -> None:
     l0 = fraction * m / 2
     world = World(n_features=m, d_model=4, dense_dim=1, l0=l0, zipf=zipf, topics=topics, topic_strength=strength)
-    p, law = world.firing, world.firing_law
+    p, law = world.firing_rates, world.contexts
     assert abs(p.sum() - l0) <= 1e-9 * max(l0, 1.0)
     assert (p > 0).all() and (p <= FIRING_CAP * (1 + 1e-12)).all() and (np.diff(p) <= 1e-12).all()
     uncapped = p < FIRING_CAP * (1 - 1e-12)
@@ -76,7 +76,7 @@ def test_firing_probabilities_sum_to_l0_and_average_out_over_topics(
 
 
 def test_every_feature_is_capped_when_l0_is_the_maximum() -> None:
-    assert np.allclose(World(n_features=10, d_model=4, dense_dim=1, l0=5.0).firing, 0.5)
+    assert np.allclose(World(n_features=10, d_model=4, dense_dim=1, l0=5.0).firing_rates, 0.5)
 
 
 def test_geometry() -> None:
@@ -207,8 +207,8 @@ def test_wrong_requests_are_refused_at_once(call, message: str) -> None:  # type
 def test_a_world_survives_json() -> None:
     data = json.loads(json.dumps(SMALL.to_dict(), allow_nan=False))
     assert World.from_dict(data) == SMALL
-    with pytest.raises(InputError, match=r"format 'darkmatter\.world' version 2, expected"):
-        World.from_dict({**data, "version": 2})
+    with pytest.raises(InputError, match=r"format 'darkmatter\.world' version 9, expected"):
+        World.from_dict({**data, "version": 9})
     with pytest.raises(InputError, match=r"unknown \['colour'\]"):
         World.from_dict({**data, "colour": 1})
     with pytest.raises(InputError, match=r"lacks \['zipf'\]"):

@@ -1,70 +1,21 @@
-"""The sampler draws exactly the law it claims: subsets, firings by topic, independence given the topic."""
+"""The sampler draws exactly the law it claims: firings by topic and factor, trees, groups, independence otherwise."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+import pytest
 from scipy import stats
 
 from darkmatter.sandbox import World
-from darkmatter.sandbox.features import EXPONENTIAL
-from darkmatter.sandbox.sampling import OFTEN, FiringLaw, distinct_rows, draw_codes
+from darkmatter.sandbox.sampling import FiringSampler
 
 WORLD = World(n_features=200, d_model=8, dense_dim=2, l0=14.0, topics=4, topic_strength=0.5, doc_tokens=32, seed=11)
 CHUNKS = [WORLD.chunk(i) for i in range(12)]  # 49,152 tokens, 1,536 documents
 
 
-def _subset_p_value(urn: np.ndarray, row: np.ndarray, urns: int, size: int, count: int) -> float:
-    member = np.zeros((urns, size), dtype=np.int64)
-    np.add.at(member, (urn, row), 1)
-    assert member.max() == 1 and (member.sum(axis=1) == count).all()
-    _, seen = np.unique(member @ (1 << np.arange(size)), return_counts=True)
-    cells = np.zeros(round(stats.binom.pmf(count, size, 0.5) * 2**size))
-    cells[: len(seen)] = seen
-    return float(stats.chisquare(cells).pvalue)
-
-
-def test_distinct_rows_are_uniform_over_subsets() -> None:
-    # chi-square over all C(6, c) subsets of 20,000 urns; false alarm 1e-6 per case
-    for count in (1, 2, 3, 5):
-        counts, sizes = np.full(20_000, count), np.full(20_000, 6)
-        urn, row = distinct_rows(np.random.default_rng(count), counts, sizes)
-        assert _subset_p_value(urn, row, 20_000, 6, count) > 1e-6
-
-
-def test_the_uniformity_check_catches_a_biased_sampler() -> None:
-    # the usual mistake: move a repeat to the next free row
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 6, 20_000), rng.integers(0, 6, 20_000)
-    second = np.where(second == first, (second + 1) % 6, second)
-    urn = np.tile(np.arange(20_000), 2)
-    assert _subset_p_value(urn, np.concatenate([first, second]), 20_000, 6, 2) < 1e-6
-
-
-@given(sizes=hnp.arrays(np.int64, st.integers(0, 8), elements=st.integers(0, 9)), data=st.data())
-def test_distinct_rows_are_distinct_and_as_many_as_asked(sizes: np.ndarray, data: st.DataObject) -> None:
-    counts = np.array([data.draw(st.integers(0, int(s))) for s in sizes], dtype=np.int64)
-    urn, row = distinct_rows(np.random.default_rng(0), counts, sizes)
-    assert np.array_equal(np.bincount(urn, minlength=len(sizes)), counts)
-    assert len(set(zip(urn.tolist(), row.tolist(), strict=True))) == counts.sum()
-    assert (row < sizes[urn]).all()
-
-
-def test_certain_firings_land_on_exactly_the_tokens_of_their_topics() -> None:
-    topics = np.repeat(np.array([2, 0, 1, 0, 3, 2]), 5)  # topic 4 has a feature but no token
-    topic = np.array([0, 1, 2, 3, 4, 0])
-    here, zero, one = topics[:, None] == topic, np.zeros(6), np.ones(6)
-    for own, other, want in ((one, zero, here), (zero, one, ~here), (one, one, here | ~here)):
-        law = FiringLaw(own=own, other=other, topic=topic, n_topics=5)
-        codes = draw_codes(np.random.default_rng(0), law, EXPONENTIAL, topics)
-        assert np.array_equal(codes.toarray() > 0, want) and codes.nnz == want.sum()
-
-
 def _smallest_p_value(probability: np.ndarray, *, own: bool) -> float:
     """Smallest exact two-sided binomial p-value over features, of the firings on own or on other topics."""
-    law = WORLD.firing_law
+    law = WORLD.contexts
     trials, firings = np.zeros(200), np.zeros(200)
     for chunk in CHUNKS:
         fires = chunk.codes.astype(bool).toarray()
@@ -77,11 +28,10 @@ def _smallest_p_value(probability: np.ndarray, *, own: bool) -> float:
 
 
 def test_firings_by_topic_follow_their_law() -> None:
-    law = WORLD.firing_law
-    assert (law.own > OFTEN).sum() > 5 and (law.own < OFTEN).sum() > 100  # both ways of drawing are at work
+    law = WORLD.contexts
     assert _smallest_p_value(law.own, own=True) > 1e-6 / 200  # exact tails, Bonferroni: false alarm 1e-6
     assert _smallest_p_value(law.other, own=False) > 1e-6 / 200
-    assert _smallest_p_value(WORLD.firing, own=True) < 1e-6 / 200  # and a world without topics would be caught
+    assert _smallest_p_value(WORLD.firing_rates, own=True) < 1e-6 / 200  # and a world without topics would be caught
 
 
 def test_topics_are_uniform_over_documents() -> None:
@@ -90,7 +40,7 @@ def test_topics_are_uniform_over_documents() -> None:
 
 
 def test_given_the_topic_firings_are_independent_across_tokens_and_features() -> None:
-    law = WORLD.firing_law
+    law = WORLD.contexts
     given_topic = np.where(law.topic == np.arange(4)[:, None], law.own, law.other)  # (T, m)
     mean, variance = given_topic.sum(axis=1), (given_topic * (1 - given_topic)).sum(axis=1)
     l0 = np.concatenate([np.diff(c.codes.indptr).reshape(-1, 32).sum(axis=1) for c in CHUNKS])
@@ -99,7 +49,7 @@ def test_given_the_topic_firings_are_independent_across_tokens_and_features() ->
     square = (l0 - 32 * mean[topic]) ** 2 / (32 * variance[topic])
     error = square.std() / np.sqrt(len(square))
     assert abs(square.mean() - 1) < 5 * error  # false alarm 6e-7
-    ignoring = (l0 - l0.mean()) ** 2 / (32 * (WORLD.firing * (1 - WORLD.firing)).sum())
+    ignoring = (l0 - l0.mean()) ** 2 / (32 * (WORLD.firing_rates * (1 - WORLD.firing_rates)).sum())
     assert ignoring.mean() - 1 > 5 * ignoring.std() / np.sqrt(len(ignoring))  # topics do tie a document together
 
 
@@ -108,6 +58,96 @@ def test_amplitudes_have_the_stated_moments() -> None:
     # kth power of Exp(1): mean k!, variance (2k)! − k!²; 4 moments beyond 5.5 standard errors: false alarm 2e-7
     # (the fourth power is skewed; with 690,000 amplitudes its mean is normal enough)
     sizes = [1.0, 2.0, 6.0, 24.0, 120.0, 720.0, 5040.0, 40320.0]
-    for k, moment in enumerate(EXPONENTIAL.moments, start=1):
+    for k, moment in enumerate(WORLD.amplitude_law.moments, start=1):
         assert moment == sizes[k - 1]
         assert abs((a**k).mean() - moment) < 5.5 * np.sqrt((sizes[2 * k - 1] - moment**2) / len(a))
+
+
+def _copula(rho: float, **options: object) -> World:
+    base = {"n_features": 40, "d_model": 4, "dense_dim": 0, "dense_share": 0.0, "l0": 4.0, "zipf": 1.0, "factors": 3}
+    return World(**{**base, "topics": 1, "doc_tokens": 1, "correlation": rho, **options})  # type: ignore[arg-type]
+
+
+def _p_value_given_factors(world: World, claimed: World) -> float:
+    """Smallest p-value over features and strata of z: firings among tokens whose factor lies in a stratum."""
+    smallest = 1.0
+    rng = np.random.default_rng(5)
+    z = np.clip(rng.standard_normal((40_000, world.factors)), -8, 8)
+    topics = rng.integers(0, world.topics, 40_000)
+    token, feature = world.sampler.draw(rng, topics, z)
+    fires = np.zeros((40_000, world.n_features), dtype=bool)
+    fires[token, feature] = True
+    assert fires.sum() == len(token)
+    law = claimed.contexts
+    for u in range(world.n_features):
+        own = topics == law.topic[u]
+        probability = np.empty(40_000)
+        for here in (True, False):
+            a, b = law.curve(own=here)
+            rows = own == here
+            probability[rows] = stats.norm.cdf(a[u] + b[u] * z[rows, law.factor[u]])
+        strata = np.digitize(z[:, law.factor[u]], [-1.0, 0.0, 1.0])
+        for stratum in range(4):
+            p = probability[strata == stratum]
+            # independent coins with known, unequal probabilities: the normal score of their sum
+            score = (fires[strata == stratum, u].sum() - p.sum()) / np.sqrt((p * (1 - p)).sum())
+            if (p * (1 - p)).sum() > 25:
+                smallest = min(smallest, float(2 * stats.norm.sf(abs(score))))
+    return smallest
+
+
+@pytest.mark.parametrize("rho", [0.2, 0.8])
+@pytest.mark.parametrize("topics", [1, 4])
+def test_given_the_factors_every_feature_is_its_own_coin(rho: float, topics: int) -> None:
+    world = _copula(rho, topics=topics, topic_strength=0.6)
+    # 40 features × 4 strata; the normal tail with 25 expected firings is good to a factor of ten here
+    assert _p_value_given_factors(world, world) > 1e-7 / 160
+    assert _p_value_given_factors(world, _copula(rho / 2, topics=topics, topic_strength=0.6)) < 1e-9
+
+
+def test_a_child_fires_only_with_its_parent_and_rivals_never_together() -> None:
+    world = World(
+        n_features=80, d_model=4, dense_dim=0, dense_share=0.0, l0=4.0, roots=4, branching=3, depth=2,
+        siblings="exclusive", exclusion=4, doc_tokens=1,
+    )  # fmt: skip
+    fires = np.concatenate([world.chunk(i).codes.toarray() > 0 for i in range(8)])
+    parent = world.parent
+    children = np.flatnonzero(parent >= 0)
+    assert len(children) == 4 * 12 and (fires[:, children] <= fires[:, parent[children]]).all()
+    groups = [np.flatnonzero(world.forest.parent == v) for v in range(world.forest.n_events)]
+    rivals = [g for g in groups if len(g) > 1]
+    assert len(rivals) == 4 + 12 + 7
+    for group in rivals:
+        assert fires[:, group].sum(axis=1).max() == 1
+    # exact binomial tails over 80 features: false alarm 1e-6; firings on 32,768 independent tokens
+    count = fires.sum(axis=0)
+    low, high = (
+        stats.binom.cdf(count, len(fires), world.firing_rates),
+        stats.binom.sf(count - 1, len(fires), world.firing_rates),
+    )
+    assert 2 * np.minimum(low, high).min() > 1e-6 / 80
+
+
+def test_the_mean_number_of_firings_is_the_asked_one_to_a_per_cent() -> None:
+    for options in (
+        {},
+        {"correlation": 0.3, "factors": 25},
+        {"roots": 16, "depth": 2, "branching": 4, "zipf": 1.0},
+        {"exclusion": 8},
+        {"topics": 16, "topic_strength": 1.0},
+    ):
+        base = {"n_features": 2000, "d_model": 4, "dense_dim": 0, "dense_share": 0.0, "l0": 32.0, "doc_tokens": 1}
+        world = World(**{**base, **options})  # type: ignore[arg-type]
+        assert abs(world.firing_rates.sum() - 32.0) < 1e-9
+        drawn = np.concatenate([np.diff(world.chunk(i).codes.indptr) for i in range(16)])
+        error = drawn.std() / np.sqrt(len(drawn))
+        assert error < 0.06 and abs(drawn.mean() - 32.0) < 5.5 * error
+
+
+def test_the_sampler_draws_every_pair_once_and_in_order() -> None:
+    world = _copula(0.5, topics=4, topic_strength=0.5)
+    sampler = FiringSampler(world.forest, world.contexts)
+    rng = np.random.default_rng(0)
+    token, feature = sampler.draw(rng, rng.integers(0, 4, 3000), rng.standard_normal((3000, 3)))
+    key = token * 40 + feature
+    assert (np.diff(key) > 0).all() and token.max() < 3000 and feature.max() < 40

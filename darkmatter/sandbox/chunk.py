@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from darkmatter.errors import InputError
+from darkmatter.sae.kernels import bag_sum
 
 if TYPE_CHECKING:
     from darkmatter.sandbox.features import Integers, Singles
@@ -98,8 +99,11 @@ class WorldChunk:
 
 
 def sparse_product(codes: csr_array, dictionary: Singles) -> Singles:
-    """Multiply codes (n, m) by the dictionary (m, d): n · L0 · d operations."""
-    product: Singles = codes @ dictionary
+    """Multiply codes (n, m) by a table (m, d): n · L0 · d operations, each row summed in order by one thread."""
+    if dictionary.shape[1] == 0:
+        return np.zeros((codes.shape[0], 0), dtype=np.float32)
+    indices, offsets = (torch.from_numpy(part.astype(np.int32, copy=False)) for part in (codes.indices, codes.indptr))
+    product: Singles = bag_sum(indices, torch.from_numpy(codes.data), offsets, torch.from_numpy(dictionary)).numpy()
     return product
 
 

@@ -53,3 +53,18 @@ def check_stream(stream: object) -> None:
     """
     if not isinstance(stream, str) or not stream:
         raise InputError(f"stream is {stream!r}, expected a non-empty name such as 'train' or 'eval'")
+
+
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    """Require one of some names.
+
+    Args:
+        value: What a user gave.
+        name: What the caller calls it, for the message.
+        choices: The names.
+
+    Raises:
+        InputError: Anything else.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""First two moments of the true factors, with a covariance that is never a dense m × m matrix."""
+"""First two moments of the true sparse factors, with a covariance that is never a dense matrix."""
 
 from __future__ import annotations
 
@@ -6,80 +6,115 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from darkmatter.sandbox.features import AmplitudeLaw, Floats, Singles
-from darkmatter.sandbox.sampling import FiringLaw
-
-ROWS = 8192
-"""Dictionary rows converted to float64 at a time."""
+from darkmatter.sandbox.contexts import Contexts
+from darkmatter.sandbox.features import Floats
+from darkmatter.sandbox.forest import Forest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FactorMoments:
-    """Mean and covariance of the sparse factors w: E w = mean, Cov w = diag(diagonal) + low_rank low_rank'.
+    """Mean and covariance of the sparse channels f, from the way they are drawn.
+
+    A feature that fires gives each of its q channels a value; with one channel f is the codes w, (m,). Coefficient
+    tables hold the channels one after the other, (q·m, j). Cov f is the sum of three parts, by conditioning on the
+    context, then on which events happen: values given that the feature fires, innovations of the events given the
+    context (`Forest`), and what the context predicts (`Contexts`).
 
     Attributes:
-        mean: (m,).
-        diagonal: (m,) mean over topics of the variance given the topic.
-        low_rank: (m, T) deviation of E[w | topic] from E w, divided by √T.
+        forest: Which firings depend on which.
+        contexts: Firing probabilities of the forest's roots.
+        value_mean: (q, m) mean of a channel's value given that the feature fires.
+        value_covariance: (q, q, m) covariance of the channels' values given that the feature fires.
     """
 
-    mean: Floats
-    diagonal: Floats
-    low_rank: Floats
+    forest: Forest
+    contexts: Contexts
+    value_mean: Floats
+    value_covariance: Floats
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels, c = q·m."""
+        return self.value_mean.size
+
+    @property
+    def mean(self) -> Floats:
+        """E f, (c,)."""
+        mean: Floats = (self._firing * self.value_mean).reshape(-1)
+        return mean
+
+    @property
+    def variance(self) -> Floats:
+        """Var f_i, (c,)."""
+        within = np.einsum("qqm->qm", self.value_covariance)
+        variance: Floats = self._firing * (within + (1.0 - self._firing) * self.value_mean**2)
+        return variance.reshape(-1)
+
+    def rows(self, coefficients: npt.ArrayLike) -> Iterator[Floats]:
+        """Blocks of rows R with Σ R'R = Cov(Σ_i f_i B_i).
+
+        Since every block is linear in B, Σ R(A)'R(B) is the covariance of two such sums. A covariance that is built
+        from squares cannot turn negative by cancellation.
+
+        Args:
+            coefficients: B, (c, j).
+
+        Yields:
+            (rows, j), float64, always the same number of rows in the same order.
+        """
+        by_channel = self._by_channel(coefficients)
+        root = _cholesky(self.value_covariance) * np.sqrt(self._firing)
+        for column in range(len(root)):  # L'B, one column of L at a time
+            yield np.einsum("qm,qmj->mj", root[:, column], by_channel)
+        gathered = self.forest.gather(np.einsum("qm,qmj->mj", self.value_mean, by_channel))
+        roots = self.forest.roots
+        yield np.sqrt(self._unit_variance)[:, None] * gathered[roots]
+        if not self.forest.trivial:
+            yield self.forest.innovation_rows(gathered)
+        yield from self.contexts.rows(gathered[roots])
+
+    def apply(self, coefficients: npt.ArrayLike) -> Floats:
+        """Multiply by the covariance: Cov(f) @ B.
+
+        Args:
+            coefficients: B, (c, j).
+
+        Returns:
+            (c, j), float64.
+        """
+        by_channel = self._by_channel(coefficients)
+        gathered = self.forest.gather(np.einsum("qm,qmj->mj", self.value_mean, by_channel))
+        events = self.forest.innovation_product(gathered)
+        roots = self.forest.roots
+        units = gathered[roots]
+        events[roots] = self._unit_variance[:, None] * units + self.contexts.product(units)
+        spread = self.forest.spread(events)
+        values = self._firing[:, None] * np.einsum("pqm,qmj->pmj", self.value_covariance, by_channel)
+        found: Floats = values + self.value_mean[:, :, None] * spread
+        return found.reshape(self.n_channels, -1)
+
+    @property
+    def _firing(self) -> Floats:
+        return self.forest.rate[: self.forest.n_features]
+
+    @property
+    def _unit_variance(self) -> Floats:
+        """E[p(t, z)(1 − p(t, z))] of the roots."""
+        return self.contexts.rate - self.contexts.mean_square()
+
+    def _by_channel(self, coefficients: npt.ArrayLike) -> Floats:
+        table: Floats = np.asarray(coefficients, dtype=np.float64)
+        return table.reshape(*self.value_mean.shape, table.shape[1])
 
 
-def factor_moments(law: FiringLaw, amplitude: AmplitudeLaw) -> FactorMoments:
-    """Moments of w_i = (fires) · (amplitude) with a topic drawn uniformly from T.
-
-    By the law of total covariance, with p_i(t) the firing probability and M1, M2 raw moments of the amplitude:
-    diagonal_i = E_t[p_i(t) M2 − p_i(t)² M1²], low_rank_it = M1 (p_i(t) − p_i) / √T.
-
-    Args:
-        law: Firing probabilities by topic.
-        amplitude: Law of the amplitudes.
-
-    Returns:
-        The moments, float64.
-    """
-    first, second, _, _ = amplitude.moments
-    total = law.n_topics
-    mean = (law.own + (total - 1) * law.other) / total
-    square = (law.own**2 + (total - 1) * law.other**2) / total
-    at_topic = np.repeat(law.other[:, None], total, axis=1)
-    np.put_along_axis(at_topic, law.topic[:, None], law.own[:, None], axis=1)
-    return FactorMoments(
-        mean=first * mean,
-        diagonal=second * mean - first**2 * square,
-        low_rank=first * (at_topic - mean[:, None]) / np.sqrt(total),
-    )
-
-
-def row_blocks(dictionary: Singles) -> Iterator[tuple[slice, Floats]]:
-    """Yield the dictionary in float64, some rows at a time, with the slice they come from.
-
-    Args:
-        dictionary: (m, d), float32.
-
-    Yields:
-        (slice, rows as float64).
-    """
-    for start in range(0, len(dictionary), ROWS):
-        rows = slice(start, start + ROWS)
-        yield rows, dictionary[rows].astype(np.float64)
-
-
-def combine_rows(weights: Floats, dictionary: Singles) -> Floats:
-    """Weighted sums of dictionary rows, weights' @ dictionary, in float64.
-
-    Args:
-        weights: (m, j).
-        dictionary: (m, d), float32.
-
-    Returns:
-        (j, d).
-    """
-    total = np.zeros((weights.shape[1], dictionary.shape[1]))
-    for rows, y in row_blocks(dictionary):
-        total += weights[rows].T @ y
-    return total
+def _cholesky(covariance: Floats) -> Floats:
+    """Lower Cholesky factors of m small covariances (q, q, m), q ≤ 2; a constant channel gives zeros."""
+    root = np.zeros_like(covariance)
+    root[0, 0] = np.sqrt(np.maximum(covariance[0, 0], 0.0))
+    if len(covariance) == 2:
+        safe = np.where(root[0, 0] > 0.0, root[0, 0], 1.0)
+        root[1, 0] = covariance[1, 0] / safe
+        root[1, 1] = np.sqrt(np.maximum(covariance[1, 1] - root[1, 0] ** 2, 0.0))
+    return root

@@ -1,15 +1,17 @@
-"""True sparse features: how often they fire, how strongly, how topics gather them, and where they point."""
+"""True sparse features: how often they fire, and how topics gather them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from darkmatter.errors import InputError
 from darkmatter.sandbox.seeding import generator
+from darkmatter.sandbox.table import Table
+
+FIRING_LAWS = ("zipf", "constant", "linear")
 
 FIRING_CAP = 0.5
 """No feature fires on more than this share of all tokens."""
@@ -20,52 +22,72 @@ TOPIC_CAP = 0.95
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class AmplitudeLaw:
-    """Law of a feature's amplitude given that it fires.
-
-    Attributes:
-        name: What reports call it.
-        moments: Raw moments (M1, M2, M3, M4) of the amplitude, M_k = E[a^k].
-        draw: ``draw(rng, size)`` gives `size` independent amplitudes, float32.
-    """
-
-    name: str
-    moments: tuple[float, float, float, float]
-    draw: Callable[[np.random.Generator, int], Singles]
-
-
-def _draw_exponential(rng: np.random.Generator, size: int) -> Singles:
-    return rng.standard_exponential(size, dtype=np.float32)
-
-
-EXPONENTIAL = AmplitudeLaw(name="exponential", moments=(1.0, 2.0, 6.0, 24.0), draw=_draw_exponential)
-"""Exp(1): M_k = k!."""
-
-
-def firing_probabilities(n_features: int, *, l0: float, zipf: float) -> Floats:
-    """Firing probabilities that follow a capped power law and sum to L0.
-
-    p_i = min(cap, a (i + 1)^-zipf), with a such that Σ p_i = l0. The weights decrease, so the capped features come
-    first: with k of them a = (l0 − k cap) / Σ_{i≥k} (i + 1)^-zipf, and the right k is the smallest for which the
-    next feature stays within the cap.
+def firing_rates(firing: str | Table, n_features: int, *, l0: float, zipf: float) -> Floats:
+    """Firing rates of the features, summing to L0.
 
     Args:
+        firing: "zipf" (rates fall like (i + 1)^-zipf), "constant", "linear" (like m − i), each capped; or a table (m,)
+            of relative rates, scaled as a whole.
         n_features: m.
-        l0: Mean number of features that fire on a token; the caller has checked 0 < l0 ≤ m · cap.
-        zipf: Exponent ≥ 0; 0 makes all features equally frequent.
+        l0: Mean number of features that fire on a token, 0 < l0 ≤ m · cap.
+        zipf: Exponent ≥ 0, for "zipf".
 
     Returns:
-        (m,) probabilities in (0, cap], not increasing.
+        (m,) rates in (0, cap]; not increasing, unless they come from a table.
+
+    Raises:
+        InputError: An unknown law, or a table of another shape, with an entry that is not positive, or with a rate
+            above the cap.
     """
-    weight: Floats = np.arange(1, n_features + 1, dtype=np.float64) ** -zipf
+    if isinstance(firing, Table):
+        return _given_rates(firing, n_features, l0)
+    rank = np.arange(1, n_features + 1, dtype=np.float64)
+    if firing not in FIRING_LAWS:
+        raise InputError(f"firing is {firing!r}, expected one of {', '.join(FIRING_LAWS)}, or a table of rates (m,)")
+    weight = {"zipf": rank**-zipf, "constant": np.ones(n_features), "linear": rank[::-1].copy()}[firing]
+    return capped_rates(weight, l0=l0)
+
+
+def _given_rates(table: Table, n_features: int, l0: float) -> Floats:
+    if table.shape != (n_features,):
+        raise InputError(f"firing has shape {table.shape}, expected (n_features,) = ({n_features},)")
+    weight = table.array.astype(np.float64)
+    if weight.min() <= 0.0:
+        i = int(np.argmin(weight))
+        raise InputError(f"firing[{i}] is {weight[i]:g}, expected a positive rate: leave out features that never fire")
+    rates: Floats = weight * (l0 / weight.sum())
+    if rates.max() > FIRING_CAP * (1 + 1e-12):
+        i = int(np.argmax(rates))
+        raise InputError(
+            f"feature {i} would fire on {rates[i]:.0%} of the tokens, expected at most {FIRING_CAP:.0%}: lower l0, or "
+            "flatten the rates"
+        )
+    return rates
+
+
+def capped_rates(weight: Floats, *, l0: float) -> Floats:
+    """Scale falling weights to rates that sum to L0, none above the cap.
+
+    p_i = min(cap, a weight_i), with a such that Σ p_i = l0. The weights decrease, so the capped features come first:
+    with k of them a = (l0 − k cap) / Σ_{i≥k} weight_i, and the right k is the smallest for which the next feature
+    stays within the cap.
+
+    Args:
+        weight: (m,) positive, not increasing.
+        l0: Their sum after scaling, 0 < l0 ≤ m · cap.
+
+    Returns:
+        (m,) rates in (0, cap], not increasing.
+    """
+    m = len(weight)
     rest = np.cumsum(weight[::-1])[::-1]  # Σ_{i≥k} weight_i, small terms first
-    scale = (l0 - FIRING_CAP * np.arange(n_features)) / rest
+    scale = (l0 - FIRING_CAP * np.arange(m)) / rest
     fits = np.flatnonzero(scale * weight <= FIRING_CAP)
     if not len(fits):  # l0 = m · cap up to rounding: every feature is capped
-        return np.full(n_features, l0 / n_features)
+        return np.full(m, l0 / m)
     capped = int(fits[0])
     firing: Floats = scale[capped] * weight
     firing[:capped] = FIRING_CAP
@@ -92,34 +114,18 @@ def topic_concentration(firing: Floats, *, topics: int, strength: float) -> Floa
     return np.minimum(strength, limit)
 
 
-def feature_topics(n_features: int, *, topics: int, seed: int) -> Integers:
-    """Draw the topic that each feature belongs to.
+def feature_topics(n_units: int, *, topics: int, seed: int) -> Integers:
+    """Draw the topic that each unit (a feature, a tree or a group of exclusive features) belongs to.
 
     Args:
-        n_features: m.
+        n_units: u.
         topics: T.
         seed: The world's seed.
 
     Returns:
-        (m,) topics in [0, T), uniform and independent.
+        (u,) topics in [0, T), uniform and independent.
     """
-    return generator("feature topics", seed).integers(0, topics, size=n_features)
-
-
-def random_directions(n_features: int, *, d_model: int, seed: int) -> Singles:
-    """Draw feature directions, independent and uniform on the sphere.
-
-    Args:
-        n_features: m.
-        d_model: d.
-        seed: The world's seed.
-
-    Returns:
-        (m, d) rows of unit norm.
-    """
-    rows = generator("dictionary", seed).standard_normal((n_features, d_model), dtype=np.float32)
-    rows /= row_norms(rows)[:, None].astype(np.float32)
-    return rows
+    return generator("feature topics", seed).integers(0, topics, size=n_units)
 
 
 def orthonormal_rows(rng: np.random.Generator, *, rows: int, width: int) -> Floats:
@@ -135,20 +141,6 @@ def orthonormal_rows(rng: np.random.Generator, *, rows: int, width: int) -> Floa
     """
     frame, _ = np.linalg.qr(rng.standard_normal((width, rows)))
     return np.ascontiguousarray(frame.T)
-
-
-def orthonormal_directions(n_features: int, *, d_model: int, seed: int) -> Singles:
-    """Draw feature directions that do not interfere: an orthonormal frame.
-
-    Args:
-        n_features: m, at most d.
-        d_model: d.
-        seed: The world's seed.
-
-    Returns:
-        (m, d) orthonormal rows.
-    """
-    return orthonormal_rows(generator("dictionary", seed), rows=n_features, width=d_model).astype(np.float32)
 
 
 def row_norms(rows: npt.NDArray[Any]) -> Floats:

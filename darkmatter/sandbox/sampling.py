@@ -1,103 +1,230 @@
-"""Draw sparse codes at a cost that grows with what fires, not with tokens × features."""
+"""Draw sparse codes exactly, at a cost that grows with what fires, not with tokens × features.
+
+A coin with probability p is a Poisson process of rate −log(1 − p) that hits at least once. So all coins of a chunk are
+one Poisson process over (unit, token) pairs: draw its points under an envelope, keep each with the ratio of true rate
+to envelope, and drop pairs hit twice. The envelope is constant where the context is nearly so.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array
 
-from darkmatter.sandbox.features import AmplitudeLaw, Floats, Integers
+from darkmatter.sandbox.contexts import Contexts, hazard
+from darkmatter.sandbox.features import Flags, Floats, Integers
+from darkmatter.sandbox.forest import Forest
 
-OFTEN = 0.25
-"""A feature that fires more often than this is drawn token by token: at most 1 / OFTEN draws per firing."""
+CELL = 0.25
+"""Width of a cell of factor values, in standard deviations: some 80 % of the points under the envelope are kept."""
+
+FINE = 4.5
+"""Cells are narrow up to here; the few tokens beyond share one wide cell on each side."""
+
+EDGE = 8.0
+"""Factor values beyond are moved here; a Gaussian lies beyond once in 8·10¹⁴ draws."""
 
 
-@dataclass(frozen=True, slots=True)
-class FiringLaw:
-    """When features fire, given the topic of a token.
+@dataclass(frozen=True)
+class FiringSampler:
+    """Draws which features fire, given the topic and the latent factors of every token.
 
     Attributes:
-        own: (m,) probability of firing on a token of the feature's own topic.
-        other: (m,) probability of firing on any other token.
-        topic: (m,) the feature's topic, in [0, n_topics).
-        n_topics: T.
+        forest: Which firings depend on which.
+        contexts: Firing probabilities of the forest's roots.
     """
 
-    own: Floats
-    other: Floats
-    topic: Integers
-    n_topics: int
+    forest: Forest
+    contexts: Contexts
+
+    def draw(self, rng: np.random.Generator, topics: Integers, factors: Floats) -> tuple[Integers, Integers]:
+        """Draw the firings of some tokens.
+
+        Args:
+            rng: The generator.
+            topics: (n,) topic of every token.
+            factors: (n, r) latent factors of every token.
+
+        Returns:
+            Token and feature of every firing, no pair twice, sorted by token and then by feature.
+        """
+        token, unit = self._draw_units(rng, topics, factors)
+        if self.forest.trivial:
+            return token, unit
+        event = self.forest.roots[unit]
+        found = [(token, event)]
+        while len(token):
+            token, event = self._draw_children(rng, token, event)
+            found.append((token, event))
+        token = np.concatenate([part for part, _ in found])
+        event = np.concatenate([part for _, part in found])
+        feature = event < self.forest.n_features
+        return _sorted_pairs(token[feature], event[feature], self.forest.n_features)
+
+    @cached_property
+    def _envelope(self) -> Floats:
+        """Largest hazard of every unit in every cell of its factor, (2, u, cells): own topic, other topics."""
+        if not self.contexts.n_factors:
+            return np.stack([hazard(a)[:, None] for a, _ in self._curves])
+        # the hazard rises or falls with z, so its maximum over a cell lies at one end
+        rates = [hazard(a[:, None] + b[:, None] * _edges()) for a, b in self._curves]
+        return np.stack([np.maximum(rate[:, :-1], rate[:, 1:]) for rate in rates])
+
+    @cached_property
+    def _curves(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        return self.contexts.curve(own=True), self.contexts.curve(own=False)
+
+    @cached_property
+    def _children(self) -> tuple[Integers, Integers, Integers, Floats, Floats]:
+        """Events below the roots by parent: order, first child and number of children of an event, q, cumulative q."""
+        forest = self.forest
+        below = np.flatnonzero(forest.parent >= 0)
+        order = below[np.argsort(forest.parent[below], kind="stable")]
+        count = np.bincount(forest.parent[order], minlength=forest.n_events)
+        first = np.cumsum(count) - count
+        share = forest.share[order]
+        running = np.cumsum(share)
+        before = np.concatenate([[0.0], running])[first]
+        # cumulative within a parent, shifted by the parent's number: one sorted table for all parents
+        return (
+            order,
+            first,
+            count,
+            share,
+            running - np.repeat(before, count) + 2.0 * np.repeat(np.arange(forest.n_events), count),
+        )
+
+    def _draw_units(self, rng: np.random.Generator, topics: Integers, factors: Floats) -> tuple[Integers, Integers]:
+        """Tokens and units that fire; the topics of a unit split the tokens in two urns, its own and the others."""
+        contexts = self.contexts
+        n_units, n_tokens = len(contexts.own), len(topics)
+        cells = _cells(factors)
+        tables = [_Urns(cells, topics, contexts.n_topics, by_topic=True)] if contexts.topical else []
+        tables.append(_Urns(cells, topics, contexts.n_topics, by_topic=False))
+        hits = []
+        for urns in tables:
+            own = urns.by_topic
+            group = urns.group_of(contexts)
+            mass = self._envelope[0 if own else 1] * urns.size[group]
+            place = _poisson_points(rng, mass)
+            unit, cell = np.divmod(place, mass.shape[1])
+            token = urns.draw(rng, group[unit], cell)
+            keep = self._keep(rng, unit, cell, token, topics, factors, own=own)
+            hits.append((token[keep], unit[keep]))
+        token = np.concatenate([part for part, _ in hits])
+        unit = np.concatenate([part for _, part in hits])
+        return _sorted_pairs(token, unit, n_units) if n_tokens else (token, unit)
+
+    def _keep(
+        self,
+        rng: np.random.Generator,
+        unit: Integers,
+        cell: Integers,
+        token: Integers,
+        topics: Integers,
+        factors: Floats,
+        *,
+        own: bool,
+    ) -> Flags:
+        contexts = self.contexts
+        keep: Flags = np.ones(len(unit), dtype=bool)
+        if contexts.topical and not own:
+            keep = topics[token] != contexts.topic[unit]
+        if contexts.n_factors:
+            intercept, slope = self._curves[0 if own else 1]
+            rate = hazard(intercept[unit] + slope[unit] * factors[token, contexts.factor[unit]])
+            keep &= rng.random(len(unit)) * self._envelope[0 if own else 1][unit, cell] < rate
+        return keep
+
+    def _draw_children(self, rng: np.random.Generator, token: Integers, event: Integers) -> tuple[Integers, Integers]:
+        """Firings one level further down, given those of their parents."""
+        order, first, count, share, ladder = self._children
+        apart = self.forest.exclusive[event]
+        alone = ~apart & (count[event] > 0)
+        parent, where = event[alone], token[alone]
+        child = np.repeat(first[parent], count[parent]) + _ranges(count[parent])
+        fires = rng.random(len(child)) < share[child]
+        chosen = apart & (count[event] > 0)
+        parent = event[chosen]
+        pick = np.searchsorted(ladder, rng.random(len(parent)) + 2.0 * parent, side="right")
+        some = pick < first[parent] + count[parent]
+        return (
+            np.concatenate([np.repeat(where, count[event[alone]])[fires], token[chosen][some]]),
+            order[np.concatenate([child[fires], pick[some]])],
+        )
 
 
-def distinct_rows(rng: np.random.Generator, counts: Integers, sizes: Integers) -> tuple[Integers, Integers]:
-    """For every urn j, draw counts[j] distinct rows out of sizes[j], uniformly without replacement.
+class _Urns:
+    """Tokens sorted by (factor, topic, cell), so that a token of one cell is drawn by its place."""
 
-    Args:
-        rng: The generator.
-        counts: (u,) how many rows each urn gives, 0 ≤ counts ≤ sizes; cheap while it is a small part of the urn.
-        sizes: (u,) how many rows each urn holds.
+    def __init__(self, cells: Integers, topics: Integers, n_topics: int, *, by_topic: bool) -> None:
+        self.by_topic = by_topic
+        self._n_topics = n_topics if by_topic else 1
+        n_cells = _n_cells(cells.shape[1])
+        key = (topics * n_cells if by_topic else 0) + (cells.T if cells.shape[1] else np.zeros((1, len(topics)), int))
+        small = np.int16 if self._n_topics * n_cells < 2**15 else np.int32  # narrow keys sort by radix
+        self._tokens = np.argsort(key.astype(small), axis=1, kind="stable")
+        width = self._n_topics * n_cells
+        offset = np.arange(len(key))[:, None] * width
+        size = np.bincount((key + offset).reshape(-1), minlength=len(key) * width)
+        self.size = size.reshape(len(key) * self._n_topics, n_cells).astype(np.float64)
+        start = size.reshape(len(key), width)
+        self._start = (np.cumsum(start, axis=1) - start).reshape(self.size.shape)
 
-    Returns:
-        (urn, row), each (Σ counts,), every pair once, in no useful order.
-    """
-    # Each urn reads independent uniform rows one after the other and keeps those not seen before, until it holds
-    # counts[j]: a round reads exactly as many as are missing, so it can never overshoot. The result is the set of the
-    # first c distinct values of an i.i.d. uniform sequence. Renaming the rows by any permutation leaves the law of
-    # that sequence unchanged, hence also the law of the set, and permutations carry any c-subset to any other: all
-    # c-subsets are equally likely, exactly.
-    shape = (int(sizes.max(initial=1)), len(counts))
-    held = csr_array(shape, dtype=np.int32)
-    missing = counts
-    while missing.any():
-        urn = np.repeat(np.arange(len(counts), dtype=np.int32), missing)
-        row = rng.integers(0, sizes[urn], dtype=np.int64)
-        # a sparse matrix is a set of (row, urn) pairs that is built by counting, several times faster than by sorting
-        held = held + csr_array((np.ones(len(urn), dtype=np.int32), (row, urn)), shape=shape)
-        missing = counts - np.bincount(held.indices, minlength=len(counts))
-    rows, urns = held.nonzero()
-    return urns.astype(np.int64), rows.astype(np.int64)
+    def group_of(self, contexts: Contexts) -> Integers:
+        """Row of `size` that every unit draws from."""
+        factor = contexts.factor if contexts.n_factors else np.zeros_like(contexts.factor)
+        group: Integers = factor * self._n_topics + (contexts.topic if self.by_topic else 0)
+        return group
 
-
-def _every_row(rng: np.random.Generator, firing: Floats, sizes: Integers) -> tuple[Integers, Integers]:
-    """Decide every row of every urn by its own coin, (urn, row) of those that fire."""
-    place = np.flatnonzero(rng.random(int(sizes.sum())) < np.repeat(firing, sizes))
-    urn = np.repeat(np.arange(len(sizes)), sizes)[place]
-    return urn, place - (np.cumsum(sizes) - sizes)[urn]
+    def draw(self, rng: np.random.Generator, group: Integers, cell: Integers) -> Integers:
+        """A uniform token of the given groups and cells."""
+        place = self._start[group, cell] + (rng.random(len(group)) * self.size[group, cell]).astype(np.int64)
+        token: Integers = self._tokens[group // self._n_topics, place]
+        return token
 
 
-def draw_codes(rng: np.random.Generator, law: FiringLaw, amplitude: AmplitudeLaw, topics: Integers) -> csr_array:
-    """Draw the codes of some tokens whose topics are known.
+def _edges() -> Floats:
+    """Ends of the cells, (cells + 1,)."""
+    fine = np.linspace(-FINE, FINE, round(2 * FINE / CELL) + 1)
+    return np.concatenate([[-EDGE], fine, [EDGE]])
 
-    Given its topic, every (token, feature) pair fires independently. So a feature's number of firings over its own
-    topic's tokens is Binomial(n_own, own_i), over the others Binomial(n − n_own, other_i), and given these numbers
-    the tokens are uniform without replacement. Features that fire often are drawn token by token instead, which is
-    then the cheaper way to the same law.
 
-    Args:
-        rng: The generator.
-        law: Firing probabilities by topic, m features.
-        amplitude: Law of the amplitudes.
-        topics: (n,) topic of every token.
+def _n_cells(n_factors: int) -> int:
+    return len(_edges()) - 1 if n_factors else 1
 
-    Returns:
-        (n, m) codes, float32, column indices sorted in every row.
-    """
-    n, m = len(topics), len(law.topic)
-    by_topic = np.argsort(topics, kind="stable")  # a topic's tokens are one run of this order
-    size = np.bincount(topics, minlength=law.n_topics)
-    begin = (np.cumsum(size) - size)[law.topic]
-    own = size[law.topic]
-    sizes = np.stack([own, n - own], axis=1).reshape(-1)  # urn 2i: the feature's own topic, urn 2i + 1: the others
-    firing = np.stack([law.own, law.other], axis=1).reshape(-1)
-    often = np.flatnonzero(firing > OFTEN)
-    seldom = np.where(firing > OFTEN, 0.0, firing)
-    rare_urn, rare_row = distinct_rows(rng, rng.binomial(sizes, seldom), sizes)
-    often_urn, often_row = _every_row(rng, firing[often], sizes[often])
-    urn, row = np.concatenate([rare_urn, often[often_urn]]), np.concatenate([rare_row, often_row])
-    feature = urn >> 1
-    shift = np.where(urn & 1, own[feature] * (row >= begin[feature]), begin[feature])
-    values = amplitude.draw(rng, len(urn))
-    codes = coo_array((values, (by_topic[row + shift], feature)), shape=(n, m))
-    codes.has_canonical_format = True  # no pair twice, so nothing to sort and merge
-    return csr_array(codes.tocsc().tocsr())  # by way of columns: two counting passes leave every row sorted
+
+def _cells(factors: Floats) -> Integers:
+    """Cell of every factor value, (n, r)."""
+    cells: Integers = np.clip(np.floor((factors + FINE) / CELL), -1, round(2 * FINE / CELL)).astype(np.int64) + 1
+    return cells
+
+
+def _poisson_points(rng: np.random.Generator, mass: Floats) -> Integers:
+    """Points of a Poisson process over boxes of the given mass: the box of every point, rising."""
+    running = np.cumsum(mass)
+    total = float(running[-1]) if running.size else 0.0
+    count = int(rng.poisson(total))
+    gaps = np.cumsum(rng.standard_exponential(count + 1))
+    place = np.searchsorted(running, gaps[:-1] * (total / gaps[-1]), side="right")
+    inside: Integers = np.minimum(place, mass.size - 1)  # rounding may put the last point past the end
+    return inside
+
+
+def _ranges(counts: Integers) -> Integers:
+    """0 … c − 1 for every c, one after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+
+
+def _sorted_pairs(first: Integers, second: Integers, n_second: int) -> tuple[Integers, Integers]:
+    """Distinct pairs, sorted by the first and then by the second."""
+    bits = max(1, int(n_second - 1).bit_length())
+    key = (first << bits) | second
+    if len(key) and int(first.max()) < 1 << (32 - bits):
+        key = key.astype(np.uint32)  # half the width sorts twice as fast
+    key.sort()
+    if len(key):
+        key = key[np.concatenate([[True], key[1:] != key[:-1]])]
+    return (key >> bits).astype(np.int64), (key & ((1 << bits) - 1)).astype(np.int64)

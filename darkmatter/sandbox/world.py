@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from darkmatter.errors import InputError
-from darkmatter.sandbox.chunk import WorldChunk, rebatch, sparse_product
-from darkmatter.sandbox.config import check_int, check_number, check_stream
-from darkmatter.sandbox.dense import dense_map
-from darkmatter.sandbox.factors import FactorMoments, combine_rows, factor_moments
+from darkmatter.sandbox.amplitudes import AmplitudeLaw, amplitude_law
+from darkmatter.sandbox.chunk import WorldChunk, rebatch
+from darkmatter.sandbox.code_dense import CodeDense, make_code_dense, value_moments
+from darkmatter.sandbox.config import check_int, check_stream
+from darkmatter.sandbox.contexts import Contexts
+from darkmatter.sandbox.dense import DenseLaw, dense_law, dense_map
+from darkmatter.sandbox.dictionaries import dictionary
+from darkmatter.sandbox.drawing import draw_chunk
+from darkmatter.sandbox.factors import FactorMoments
 from darkmatter.sandbox.features import (
-    EXPONENTIAL,
-    FIRING_CAP,
-    AmplitudeLaw,
     Floats,
+    Integers,
     Singles,
     feature_topics,
-    firing_probabilities,
-    orthonormal_directions,
-    random_directions,
+    firing_rates,
     row_norms,
     topic_concentration,
 )
-from darkmatter.sandbox.sampling import FiringLaw, draw_codes
-from darkmatter.sandbox.seeding import MAX_DOCUMENTS, first_document, generator
+from darkmatter.sandbox.forest import Forest, build_forest, tree_parents
+from darkmatter.sandbox.sampling import FiringSampler
+from darkmatter.sandbox.seeding import generator
 from darkmatter.sandbox.source import PairSource, Sae, open_pair
+from darkmatter.sandbox.table import Table
 from darkmatter.sandbox.truth import Truth, true_shares
+from darkmatter.sandbox.world_config import check_world, parse_world, world_options, world_to_dict
 
-FORMAT = "darkmatter.world"
-VERSION = 1
 CHUNK_TOKENS = 4096
 """Tokens per chunk, up to a whole number of documents; part of the format, since it decides the draws."""
 
@@ -45,89 +48,189 @@ CHUNK_TOKENS = 4096
 class World:
     """A distribution of activations x = Σ_i w_i y_i + g F, with everything in it known.
 
-    A document has one topic, drawn uniformly from T. Given the topic, feature i fires on a token with probability
-    p_i(t) = p_i ((1 − c_i) + c_i T 1[t = topic_i]), independently of all else, with an Exp(1) amplitude w_i; hence
-    p_i on average over topics. Equal fields give the same world, token for token (on one numpy version).
+    Feature i fires with probability p_i, Σ p_i = L0, whatever its dependence on others: a document's topic, latent
+    Gaussian factors of the token, its parent in a tree, its rivals in a group. All these leave p_i as it is. Equal
+    fields give the same world, token for token (on one numpy version).
 
     Attributes:
         n_features: Sparse features m.
         d_model: Activation width d.
         dense_dim: Dense dimensions k, 0 ≤ k ≤ d; with 0, `dense_share` must be 0.
         l0: Mean number of features that fire on a token, 0 < l0 ≤ m/2 (no feature fires on more than half of them).
-        zipf: Firing probabilities fall like (i + 1)^-zipf until capped; in [0, 10].
-        dense_share: Variance of the dense part over Var x, in [0, 1).
-        dictionary: "random" (unit rows, uniform on the sphere) or "orthonormal" (needs m ≤ d).
-        topics: T ≥ 1.
-        topic_strength: Wanted c_i in [0, 1]; 0 makes tokens independent.
+        firing: Firing law: "zipf" (p_i falls like (i + 1)^-zipf), "constant", "linear" (like m − i), each capped at
+            one half; or a `Table` (m,) of relative rates.
+        zipf: Exponent for "zipf"; in [0, 10].
+        amplitude: Law of w_i given that feature i fires, of mean one: "exponential", "constant", "uniform",
+            "half-normal", "gamma" or "lognormal".
+        amplitude_shape: k of the gamma law, σ of the lognormal law; 1 for the others.
+        amplitude_first: Scale of the first feature's amplitude; the scale goes linearly to `amplitude_last`.
+        amplitude_last: Scale of the last feature's amplitude.
+        dictionary: Directions y_i: "random" (uniform on the sphere), "orthonormal" (needs m ≤ d), "low-coherence"
+            (optimised), "clustered", "hierarchical" (child near parent), or a `Table` (m, d) of unit rows.
+        clusters: Number of clusters, for "clustered".
+        similarity: Cosine of a direction with its cluster's centre or its parent, in [0, 1).
+        topics: T ≥ 1; a document has one, drawn uniformly.
+        topic_strength: Share of a feature's firing that is reserved for its own topic, in [0, 1]; lowered for frequent
+            features, so that none fires on more than 95 % of its topic's tokens. 0 makes tokens independent.
         doc_tokens: Tokens per document.
+        correlation: Latent correlation ±ρ of two features of one factor (Gaussian copula), in [0, 0.9].
+        factors: Number of latent factors, the rank of the correlation; every feature loads on one, with a random sign.
+        roots: Number of trees; features 0 … roots − 1 are their roots. A child fires only if its parent does.
+        branching: Children per parent.
+        depth: Levels below the roots.
+        siblings: Children of one parent are "independent" given it, or "exclusive" (at most one fires).
+        exclusion: Size of groups of features in no tree, of which at most one fires; 1 for none.
+        dense: Law of g, of mean 0 and covariance I: "gaussian", "student" (heavy tails), "circles", "torus", "sphere",
+            "swiss-roll", or "codes" (a continuous function of the codes, correlated with them).
+        dense_share: Variance of the dense part over Var x, in [0, 1).
+        dense_df: Degrees of freedom of "student", above 4.
         seed: Non-negative int.
+
+    Raises:
+        InputError: An option out of range, or options that contradict each other.
     """
 
     n_features: int = 4096
     d_model: int = 256
     dense_dim: int = 32
     l0: float = 32.0
+    firing: str | Table = "zipf"
     zipf: float = 1.0
-    dense_share: float = 0.1
-    dictionary: Literal["random", "orthonormal"] = "random"
+    amplitude: str = "exponential"
+    amplitude_shape: float = 1.0
+    amplitude_first: float = 1.0
+    amplitude_last: float = 1.0
+    dictionary: str | Table = "random"
+    clusters: int = 64
+    similarity: float = 0.5
     topics: int = 16
     topic_strength: float = 0.2
     doc_tokens: int = 128
+    correlation: float = 0.0
+    factors: int = 25
+    roots: int = 0
+    branching: int = 4
+    depth: int = 0
+    siblings: str = "independent"
+    exclusion: int = 1
+    dense: str = "gaussian"
+    dense_share: float = 0.1
+    dense_df: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        lowest = {"n_features": 1, "d_model": 1, "dense_dim": 0, "topics": 1, "doc_tokens": 1, "seed": 0}
-        for name, low in lowest.items():
-            check_int(getattr(self, name), name, low)
-        check_number(self.l0, "l0", 0.0, math.inf)
-        check_number(self.zipf, "zipf", 0.0, 10.0)  # beyond, the rarest feature's weight underflows
-        check_number(self.dense_share, "dense_share", 0.0, 1.0, closed=False)
-        check_number(self.topic_strength, "topic_strength", 0.0, 1.0)
-        if self.dictionary not in {"random", "orthonormal"}:
-            raise InputError(f"dictionary is {self.dictionary!r}, expected 'random' or 'orthonormal'")
-        if self.dense_dim > self.d_model:
-            raise InputError(f"dense_dim is {self.dense_dim}, expected at most d_model = {self.d_model}")
-        if self.dense_dim == 0 and self.dense_share > 0.0:
-            raise InputError(f"dense_share is {self.dense_share:g} with dense_dim = 0: pass dense_share=0")
-        if self.dictionary == "orthonormal" and self.n_features > self.d_model:
-            raise InputError(
-                f"an orthonormal dictionary holds at most d_model = {self.d_model} features, got "
-                f"n_features = {self.n_features}: use dictionary='random' for superposition"
-            )
-        most = FIRING_CAP * self.n_features
-        if not 0.0 < self.l0 <= most:
-            raise InputError(
-                f"l0 is {self.l0:g}, expected above 0 and at most {most:g}: none of the {self.n_features} features "
-                f"fires on more than {FIRING_CAP:.0%} of the tokens"
-            )
+        check_world(self)
+        _ = (self.amplitude_law, self.dense_law, self.forest)  # each checks what only it can see
+
+    @cached_property
+    def amplitude_law(self) -> AmplitudeLaw:
+        """Law of a firing feature's amplitude, before scaling: mean one."""
+        return amplitude_law(self.amplitude, self.amplitude_shape)
+
+    @cached_property
+    def amplitude_scales(self) -> Floats:
+        """Scale of every feature's amplitude, (m,)."""
+        return np.linspace(self.amplitude_first, self.amplitude_last, self.n_features)
+
+    @cached_property
+    def firing_rates(self) -> Floats:
+        """Firing rates p_i, (m,), summing to `l0`."""
+        return firing_rates(self.firing, self.n_features, l0=self.l0, zipf=self.zipf)
+
+    @cached_property
+    def parent(self) -> Integers:
+        """Parent of every feature, (m,), −1 for roots and features in no tree."""
+        return tree_parents(self.n_features, roots=self.roots, branching=self.branching, depth=self.depth)
+
+    @cached_property
+    def forest(self) -> Forest:
+        """Which firings depend on which."""
+        return build_forest(
+            self.firing_rates,
+            self.parent,
+            roots=self.roots,
+            exclusive_siblings=self.siblings == "exclusive",
+            exclusion=self.exclusion,
+        )
+
+    @cached_property
+    def contexts(self) -> Contexts:
+        """Firing probabilities of the forest's roots given topic and latent factors."""
+        rate = self.forest.rate[self.forest.roots]
+        c = topic_concentration(rate, topics=self.topics, strength=self.topic_strength)
+        other = rate * (1.0 - c)
+        rng = generator("copula", self.seed)
+        correlated = self.correlation > 0.0
+        return Contexts(
+            own=other + rate * c * self.topics,
+            other=other,
+            topic=feature_topics(len(rate), topics=self.topics, seed=self.seed),
+            n_topics=self.topics,
+            factor=rng.integers(0, self.factors, size=len(rate)),
+            loading=np.sqrt(self.correlation) * (2.0 * rng.integers(0, 2, size=len(rate)) - 1.0),
+            n_factors=self.factors if correlated else 0,
+        )
 
     @property
-    def amplitude(self) -> AmplitudeLaw:
-        """Law of the amplitudes: Exp(1)."""
-        return EXPONENTIAL
+    def independent(self) -> bool:
+        """Whether all features fire independently of each other and of the document."""
+        return self.forest.trivial and not self.contexts.topical and not self.contexts.n_factors
 
     @cached_property
-    def firing(self) -> Floats:
-        """Firing probabilities p_i, (m,), not increasing, summing to `l0`."""
-        return firing_probabilities(self.n_features, l0=self.l0, zipf=self.zipf)
-
-    @cached_property
-    def firing_law(self) -> FiringLaw:
-        """Firing probabilities given the topic."""
-        c = topic_concentration(self.firing, topics=self.topics, strength=self.topic_strength)
-        topic = feature_topics(self.n_features, topics=self.topics, seed=self.seed)
-        other = self.firing * (1.0 - c)
-        return FiringLaw(own=other + self.firing * c * self.topics, other=other, topic=topic, n_topics=self.topics)
+    def sampler(self) -> FiringSampler:
+        """Draws firings."""
+        return FiringSampler(self.forest, self.contexts)
 
     @cached_property
     def dictionary_matrix(self) -> Singles:
         """Feature directions, (m, d), rows of unit norm."""
-        draw = orthonormal_directions if self.dictionary == "orthonormal" else random_directions
-        return draw(self.n_features, d_model=self.d_model, seed=self.seed)
+        return dictionary(
+            self.dictionary,
+            n_features=self.n_features,
+            d_model=self.d_model,
+            seed=self.seed,
+            clusters=self.clusters,
+            similarity=self.similarity,
+            parent=self.parent,
+        )
+
+    @cached_property
+    def dense_law(self) -> DenseLaw | None:
+        """Law of the dense coordinates; None where there are none or where they are a function of the codes."""
+        if self.dense == "codes" or self.dense_dim == 0:
+            return None
+        return dense_law(self.dense, self.dense_dim, self.dense_df)
+
+    @cached_property
+    def factor_moments(self) -> FactorMoments:
+        """Population mean and covariance of the sparse channels: the codes, with dense="codes" also φ of the codes."""
+        mean, covariance = value_moments(self.amplitude_law, self.amplitude_scales, squashed=self.dense == "codes")
+        return FactorMoments(forest=self.forest, contexts=self.contexts, value_mean=mean, value_covariance=covariance)
+
+    @cached_property
+    def code_dense(self) -> CodeDense | None:
+        """The dense part as a function of the codes, with dense="codes"."""
+        if self.dense != "codes":
+            return None
+        return make_code_dense(
+            self.factor_moments,
+            self.amplitude_scales,
+            self.dictionary_matrix,
+            dense_dim=self.dense_dim,
+            share=self.dense_share,
+            seed=self.seed,
+        )
+
+    @property
+    def dense_codes(self) -> Floats | None:
+        """C of g = φ(w) C − E, (m, k), with dense="codes"; else None."""
+        return None if self.code_dense is None else self.code_dense.mixing
 
     @cached_property
     def dense_map(self) -> Singles:
         """F, (k, d), orthogonal rows of one length."""
+        if self.code_dense is not None:
+            return self.code_dense.dense_map
         return dense_map(
             self.dense_dim,
             d_model=self.d_model,
@@ -137,41 +240,42 @@ class World:
         )
 
     @cached_property
-    def factor_moments(self) -> FactorMoments:
-        """Population mean and covariance of the sparse factors."""
-        return factor_moments(self.firing_law, self.amplitude)
-
-    @cached_property
-    def within_variance(self) -> Floats:
-        """Variance that each feature gives x when the topic is known: diagonal_i ‖y_i‖², (m,)."""
-        within: Floats = self.factor_moments.diagonal * row_norms(self.dictionary_matrix) ** 2
-        return within
-
-    @cached_property
-    def topic_directions(self) -> Floats:
-        """What topics do to x: rows (E[x | t] − E x) / √T, (T, d)."""
-        return combine_rows(self.factor_moments.low_rank, self.dictionary_matrix)
+    def coefficients(self) -> Floats:
+        """What the sparse channels contribute to x: y_i, and with dense="codes" below them the rows of C F, (c, d)."""
+        y = self.dictionary_matrix.astype(np.float64)
+        mixing = self.dense_codes
+        return y if mixing is None else np.concatenate([y, mixing @ self.dense_map])
 
     @cached_property
     def sparse_variance(self) -> float:
         """Var S, the trace of the sparse part's covariance."""
-        return float(self.within_variance.sum() + (self.topic_directions**2).sum())
+        table = np.zeros((self.factor_moments.n_channels, self.d_model))
+        table[: self.n_features] = self.dictionary_matrix
+        return self._trace(table)
 
     @cached_property
     def dense_variance(self) -> float:
-        """Var D = ‖F‖²."""
-        return float((row_norms(self.dense_map) ** 2).sum())
+        """Var D."""
+        mixing = self.dense_codes
+        if mixing is None:
+            return float((row_norms(self.dense_map) ** 2).sum())
+        return self._trace(np.concatenate([np.zeros_like(self.dictionary_matrix), mixing @ self.dense_map]))
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Var x, the trace of the population covariance."""
-        return self.sparse_variance + self.dense_variance
+        if self.dense_codes is None:
+            return self.sparse_variance + self.dense_variance
+        return self._trace(self.coefficients)
 
     @cached_property
     def mean(self) -> Floats:
-        """E x, (d,)."""
-        mean: Floats = combine_rows(self.factor_moments.mean[:, None], self.dictionary_matrix)[0]
+        """E x, (d,); the dense part has none."""
+        mean: Floats = self.factor_moments.mean[: self.n_features] @ self.dictionary_matrix.astype(np.float64)
         return mean
+
+    def _trace(self, table: Floats) -> float:
+        return math.fsum(float((block**2).sum()) for block in self.factor_moments.rows(table))
 
     @property
     def chunk_documents(self) -> int:
@@ -198,49 +302,34 @@ class World:
         """
         check_stream(stream)
         check_int(index, "chunk index", 0)
-        first = index * self.chunk_documents
-        if first + self.chunk_documents > MAX_DOCUMENTS:
-            raise InputError(f"chunk {index} is beyond a stream's {MAX_DOCUMENTS} documents: use a second stream name")
-        rng = generator("stream", self.seed, stream, index)
-        topics = np.repeat(rng.integers(0, self.topics, size=self.chunk_documents), self.doc_tokens)
-        codes = draw_codes(rng, self.firing_law, self.amplitude, topics)
-        coords = rng.standard_normal((len(topics), self.dense_dim), dtype=np.float32)
-        x = sparse_product(codes, self.dictionary_matrix)
-        if self.dense_dim:
-            x += coords @ self.dense_map
-        documents = first_document(stream) + first + np.arange(self.chunk_documents, dtype=np.int64)
-        return WorldChunk(
-            stream=stream,
-            index=index,
-            first_row=0,
-            codes=codes,
-            dense_coords=coords,
-            x=x,
-            groups=np.repeat(documents, self.doc_tokens),
-            topics=topics,
-            dictionary=self.dictionary_matrix,
-            dense_map=self.dense_map,
-        )
+        return draw_chunk(self, index, stream)
 
-    def activations(self, n_tokens: int, *, stream: str = "train", batch_size: int = 4096) -> Iterator[Tensor]:
+    def activations(
+        self, n_tokens: int, *, stream: str = "train", batch_size: int = 4096, start: int = 0
+    ) -> Iterator[Tensor]:
         """Stream activations, for training an SAE.
 
         Args:
-            n_tokens: How many tokens.
+            n_tokens: Tokens from the start of the stream to the end.
             stream: Train on one stream, evaluate on another.
             batch_size: Tokens per batch; it changes the cuts, never the content.
+            start: First token wanted; those before it are not drawn, which is how a resumed run goes on.
 
         Returns:
             An iterator over (n, d) float32 tensors; only the last may be shorter than `batch_size`.
 
         Raises:
-            InputError: A count below 1, or a stream that is not a non-empty string.
+            InputError: A count below 1, a start at or beyond the end, or a stream that is not a non-empty string.
         """
         check_int(n_tokens, "n_tokens", 1)
         check_int(batch_size, "batch_size", 1)
+        check_int(start, "start", 0)
         check_stream(stream)
-        chunks = (self.chunk(i, stream=stream) for i in range(-(-n_tokens // self.chunk_tokens)))
-        pieces = ((torch.from_numpy(c.x[: n_tokens - c.index * self.chunk_tokens]),) for c in chunks)
+        if start >= n_tokens:
+            raise InputError(f"start is {start}, expected below n_tokens = {n_tokens}")
+        size = self.chunk_tokens
+        chunks = (self.chunk(i, stream=stream) for i in range(start // size, -(-n_tokens // size)))
+        pieces = ((torch.from_numpy(c.x[max(0, start - c.index * size) : n_tokens - c.index * size]),) for c in chunks)
         return (batch for (batch,) in rebatch(pieces, batch_size))
 
     def pair(
@@ -294,7 +383,11 @@ class World:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types, with the format's name and version."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return world_to_dict(self)
+
+    def to_json(self) -> str:
+        """The configuration as JSON: with a seed, all that an experiment needs."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> World:
@@ -307,16 +400,21 @@ class World:
             An equal world.
 
         Raises:
-            InputError: Another format or version, or fields missing or unknown.
+            InputError: Another format or version, fields missing or unknown, or options that cannot be.
         """
-        values = dict(data)
-        got = (values.pop("format", None), values.pop("version", None))
-        if got != (FORMAT, VERSION):
-            raise InputError(f"world has format {got[0]!r} version {got[1]!r}, expected {FORMAT!r} version {VERSION}")
-        known = {field.name for field in fields(World)}
-        if set(values) != known:
-            raise InputError(
-                f"world lacks {sorted(known - set(values))} and has unknown {sorted(set(values) - known)}: "
-                "expected exactly the fields that to_dict writes"
-            )
-        return World(**values)
+        return World(**world_options(data, {field.name for field in fields(World)}))
+
+    @staticmethod
+    def from_json(text: str) -> World:
+        """Rebuild a world from `to_json`.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            An equal world.
+
+        Raises:
+            InputError: Not JSON, or not a world.
+        """
+        return World.from_dict(parse_world(text))
