@@ -75,15 +75,21 @@ def factor(scatter: Tensor, mean: Tensor, n: int) -> Factor:
     # a coordinate that only repeats the rounding of its own mean is constant
     varies = diagonal > n * (8 * eps * mean) ** 2
     scale = torch.where(varies, diagonal, 1.0).rsqrt() * varies
-    scaled = scatter * scale[:, None] * scale
-    scaled.diagonal().add_((~varies).to(scaled))
-    lower, info = torch.linalg.cholesky_ex(scaled)
+    lower, info = torch.linalg.cholesky_ex(_scaled(scatter, scale, varies))
     if int(info) == 0 and _least_eigenvalue(lower) > _SLACK * d * eps:
         return Factor(scale=scale, matrix=lower, triangular=True, rank=int(varies.sum()))
-    values, vectors = torch.linalg.eigh(scaled)
+    values, vectors = torch.linalg.eigh(_scaled(scatter, scale, varies))
     kept = values > max(d, _SLACK) * eps * values[-1]
     basis = vectors[:, kept] / values[kept].sqrt()
     return Factor(scale=scale, matrix=basis, triangular=False, rank=int(kept.sum()) - int((~varies).sum()))
+
+
+def _scaled(scatter: Tensor, scale: Tensor, varies: Tensor) -> Tensor:
+    """Scale a scatter matrix to unit diagonal, in one copy; made anew when needed again, so that a wide one fits."""
+    scaled = scatter * scale[:, None]
+    scaled *= scale
+    scaled.diagonal().add_((~varies).to(scaled))
+    return scaled
 
 
 def _least_eigenvalue(lower: Tensor) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from darkmatter.errors import DegenerateError, InputError
 from darkmatter.sandbox import PopulationShares, Surgical, World, population_covariance, population_shares
+from darkmatter.sandbox.added import affine_matrix
+from darkmatter.sandbox.factor_space import FactorSpace
 
 EPS = np.finfo(np.float64).eps
 WORLD = World(
@@ -53,7 +57,7 @@ def pairs(draw: st.DrawFn) -> tuple[World, Surgical]:
 
 def _naive_factor_covariance(world: World) -> np.ndarray:
     """Cov w as a dense matrix, by the law of total covariance, topic by topic."""
-    law, m = world.firing_law, world.n_features
+    law, m = world.contexts, world.n_features
     means, within = [], np.zeros((m, m))
     for t in range(world.topics):
         p = np.array([law.own[i] if law.topic[i] == t else law.other[i] for i in range(m)])
@@ -91,6 +95,68 @@ def _naive_shares(world: World, surgical: Surgical) -> dict[str, float]:
     }
 
 
+DEPENDENT = {
+    "copula": replace(WORLD, correlation=0.5, factors=3, amplitude="uniform"),
+    "trees": replace(WORLD, roots=5, branching=2, depth=2, amplitude_last=2.0),
+    "exclusive": replace(WORLD, roots=5, branching=2, depth=2, siblings="exclusive", exclusion=3, dense="torus"),
+    "codes": replace(WORLD, dense="codes"),
+    "codes in trees": replace(WORLD, roots=5, branching=2, depth=2, dense="codes", correlation=0.2),
+}
+SAES = {
+    "plain": Surgical(learned=25, shrinkage=0.3, introduced="independent", introduced_share=0.04),
+    "tilted": Surgical(learned=25, tilt=35.0, introduced="heteroscedastic", introduced_share=0.04),
+    "affine": Surgical(learned=25, introduced="affine", introduced_share=0.3),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+@pytest.mark.parametrize("sae", SAES)
+def test_shares_of_dependent_worlds_agree_with_dense_algebra(name: str, sae: str) -> None:
+    world, surgical = DEPENDENT[name], SAES[sae]
+    space, m = FactorSpace.of(world), world.n_features
+    cov = space.apply(np.eye(m + world.dense_dim))
+    assert np.allclose(cov, cov.T, rtol=0, atol=100 * EPS * np.abs(cov).max())
+    assert np.allclose(space.covariance(np.eye(m + world.dense_dim)), cov, rtol=0, atol=100 * EPS * np.abs(cov).max())
+    whole = np.vstack([world.dictionary_matrix, world.dense_map]).astype(np.float64)
+    assert np.allclose(population_covariance(world), whole.T @ cov @ whole, rtol=0, atol=1e-12 * world.variance)
+    response, bound = np.zeros_like(whole), surgical.bind(world)
+    rows = np.arange(25)
+    directions = whole if bound.part is None else bound.part.decoder.astype(np.float64)
+    response[rows] = (1 - surgical.shrinkage) * directions[rows]
+    if sae == "affine":
+        matrix = affine_matrix(world.d_model, 0).astype(np.float64)
+        spread = np.trace(matrix.T @ whole.T @ cov @ whole @ matrix)
+        response += np.sqrt(0.3 * world.variance / spread) * whole @ matrix
+    got, miss, share = population_shares(world, surgical), whole - response, 0.0 if sae == "affine" else 0.04
+    var_x = np.trace(whole.T @ cov @ whole)
+    hidden = response.T @ cov @ response - (response.T @ cov @ whole) @ np.linalg.solve(
+        whole.T @ cov @ whole, whole.T @ cov @ response
+    )
+    masks = {"linear": rows, "absent": np.arange(25, m), "dense": np.arange(m, m + world.dense_dim)}
+    parts = {key: np.trace(miss[i].T @ cov[np.ix_(i, i)] @ miss[i]) / var_x for key, i in masks.items()}
+    # float64 sums of (m + k)² terms; the covariance of x is conditioned better than 1e4
+    for key, value in parts.items():
+        assert getattr(got, key) == pytest.approx(value, rel=1e-9, abs=1e-14), key
+    assert got.fvu == pytest.approx(np.trace(miss.T @ cov @ miss) / var_x + share, rel=1e-9)
+    assert got.interference == pytest.approx(np.trace(hidden) / var_x, rel=1e-8)
+    if name != "copula" or sae == "affine":
+        assert abs(got.cross) > 1e-4  # dependence matters here
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_sampled_covariance_of_dependent_worlds(name: str) -> None:
+    world = DEPENDENT[name]
+    x = np.concatenate([world.chunk(i).x for i in range(12)]).astype(np.float64).reshape(-1, 16, 12)
+    centred = x - world.mean
+    products = np.einsum("gti,gtj->gij", centred, centred) / 16
+    assert _worst_z(x.mean(axis=1), world.mean) < 5.5
+    assert _worst_z(products, population_covariance(world)) < 5.5
+    independent = replace(
+        world, topic_strength=0.0, correlation=0.0, roots=0, depth=0, siblings="independent", exclusion=1
+    )
+    assert _worst_z(products, population_covariance(independent)) > 5.5
+
+
 def _well_conditioned(world: World) -> bool:
     """Whether every direction that x uses stands clear of rounding, which an oracle cannot tell from variance."""
     n_directions = min(world.d_model, world.n_features + world.dense_dim * (world.dense_share > 0))
@@ -123,6 +189,47 @@ def test_identities_of_the_shares(pair: tuple[World, Surgical]) -> None:
     assert min(s.introduced, s.absent, s.dense, s.linear, s.interference) >= 0.0
     assert s.interference <= (1 - surgical.shrinkage) ** 2 * (1 + 1e-12) * _variance_of_learned(world, surgical)
     assert s.fvu_nonlinear <= s.fvu * (1 + 1e-9) + 1e-12  # the best predictor never does worse than the mean
+
+
+@st.composite
+def any_pairs(draw: st.DrawFn) -> tuple[World, Surgical]:
+    world = draw(worlds())
+    if world.dense_share > 0.0:
+        fits = {"circles": 2, "torus": 3, "swiss-roll": 3}
+        kinds = ["gaussian", "student", "codes", *(kind for kind, by in fits.items() if world.dense_dim % by == 0)]
+        world = replace(world, dense=draw(st.sampled_from(kinds)))
+    world = replace(
+        world,
+        correlation=draw(st.sampled_from([0.0, 0.3])),
+        amplitude=draw(st.sampled_from(["exponential", "constant", "uniform", "half-normal"])),
+        amplitude_last=draw(st.floats(0.1, 3.0)),
+    )
+    surgical = Surgical(
+        learned=draw(st.one_of(st.integers(0, world.n_features), st.floats(0.01, 1.0))),
+        shrinkage=draw(st.floats(0.0, 0.95)),
+        tilt=draw(st.floats(0.0, 90.0)) if world.d_model > 1 else 0.0,
+        introduced=draw(st.sampled_from(["independent", "heteroscedastic", "dense", "interference", "affine"])),
+        introduced_share=draw(st.floats(1e-4, 0.5)),
+        seed=draw(st.integers(0, 9)),
+    )
+    assume(surgical.closed_form(world))
+    return world, surgical
+
+
+@given(any_pairs())
+def test_any_closed_form_adds_up(pair: tuple[World, Surgical]) -> None:
+    world, surgical = pair
+    assume(_well_conditioned(world))
+    try:
+        s = population_shares(world, surgical)
+    except InputError as error:  # nothing to misread, or nothing dense: said in one line
+        assert "introduced='" in str(error) and "\n" not in str(error)
+        return
+    assert min(s.introduced, s.absent, s.dense, s.linear, s.interference) >= 0.0
+    assert s.fvu_nonlinear <= s.fvu * (1 + 1e-9) + 1e-12  # the best predictor never does worse than the mean
+    assert s.introduced == (0.0 if surgical.introduced == "affine" else surgical.introduced_share)
+    chunk = world.chunk(0).rows(0, 64)
+    assert np.isfinite(surgical.bind(world).recon(chunk)).all()
 
 
 def _variance_of_learned(world: World, surgical: Surgical) -> float:
@@ -160,18 +267,16 @@ def test_sampled_moments_agree_with_the_population() -> None:
     assert _worst_z(x.mean(axis=1), mean) < 5.5
     assert _worst_z(products, covariance) < 5.5
     # the same check sees it when the topics are forgotten
-    forgotten = covariance - WORLD.topic_directions.T @ WORLD.topic_directions
+    forgotten = population_covariance(replace(WORLD, topic_strength=0.0))
     assert _worst_z(products, forgotten) > 5.5
 
 
-def test_factor_moments_agree_with_samples_and_are_not_dense() -> None:
+def test_factor_moments_agree_with_samples() -> None:
     moments = WORLD.factor_moments
-    assert moments.low_rank.shape == (60, 4) and moments.diagonal.shape == (60,)
-    dense = np.diag(moments.diagonal) + moments.low_rank @ moments.low_rank.T
-    assert np.allclose(dense, _naive_factor_covariance(WORLD), rtol=0, atol=100 * EPS)
+    assert np.allclose(moments.apply(np.eye(60)), _naive_factor_covariance(WORLD), rtol=0, atol=100 * EPS)
     codes = np.concatenate([WORLD.chunk(i).codes.toarray() for i in range(12)]).astype(np.float64)
     by_document = codes.reshape(-1, 16, 60).mean(axis=1)
-    frequent = WORLD.firing > 0.03  # ≥ 1,400 firings each, so that the mean is near normal
+    frequent = WORLD.firing_rates > 0.03  # ≥ 1,400 firings each, so that the mean is near normal
     assert frequent.sum() > 20
     assert _worst_z(by_document[:, frequent], moments.mean[frequent]) < 5.5  # at most 60 means: false alarm 2e-6
 

@@ -128,3 +128,11 @@ def test_wrong_arguments_are_refused_before_the_first_batch(options: dict[str, o
 def test_a_function_that_is_no_reconstruction_is_named(sae, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message):
         next(iter(WORLD.pair(sae, n_tokens=10)))
+
+
+def test_the_description_says_how_precisely_a_numerical_share_is_met() -> None:
+    world = World(n_features=24, d_model=12, dense_dim=2, l0=3.0)
+    kinds = {kind: Surgical(learned=12, introduced=kind, introduced_share=0.05) for kind in ("function", "independent")}
+    saes = world.pair(kinds, n_tokens=10).description["saes"]
+    assert 0.0 < saes["function"]["share_error"] < 0.05
+    assert "share_error" not in saes["independent"]

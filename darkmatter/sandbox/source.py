@@ -62,7 +62,7 @@ class PairSource:
             "world": self.world.to_dict(),
             "stream": self.stream,
             "n_tokens": self.n_tokens,
-            "saes": {name: _describe(sae) for name, sae in self.saes.items()},
+            "saes": {name: _describe(sae, self.world) for name, sae in self.saes.items()},
         }
 
     def __iter__(self) -> Iterator[Batch]:
@@ -176,10 +176,10 @@ def _maker(world: World, sae: Sae, name: str) -> Callable[[WorldChunk], Tensor]:
     return make
 
 
-def _describe(sae: Sae) -> dict[str, Any]:
-    """A surgical SAE's configuration; of a function its type, and its own `description` where it has one."""
+def _describe(sae: Sae, world: World) -> dict[str, Any]:
+    """A surgical SAE's configuration and how precisely its share is met; of a function its type, and its own `description` where it has one."""
     if isinstance(sae, Surgical):
-        return sae.to_dict()
+        return sae.describe(world)
     own = getattr(sae, "description", None)
     about: dict[str, Any] = {"kind": "function", "type": getattr(sae, "__qualname__", type(sae).__qualname__)}
     return {**about, "description": dict(own)} if isinstance(own, Mapping) else about

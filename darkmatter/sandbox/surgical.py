@@ -3,54 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from darkmatter.errors import InputError
+from darkmatter.sandbox.added import KINDS, Term, make_term
+from darkmatter.sandbox.added_moments import AddedMoments, added_moments, has_moments
+from darkmatter.sandbox.calibration import calibrated
 from darkmatter.sandbox.chunk import WorldChunk, check_features
 from darkmatter.sandbox.config import check_int, check_number
-from darkmatter.sandbox.features import row_norms
-from darkmatter.sandbox.population import population_covariance
-from darkmatter.sandbox.seeding import generator
+from darkmatter.sandbox.factor_space import FactorSpace
+from darkmatter.sandbox.learned import Distorted, distorted
 
 if TYPE_CHECKING:
     from darkmatter.sandbox.features import Floats, Integers, Singles
     from darkmatter.sandbox.world import World
 
-KINDS = ("none", "independent", "heteroscedastic", "function")
-
-GAIN = 3.0
-"""Slope of the tanh of kind "function", per standard deviation of its argument."""
-
-CALIBRATION_CHUNKS = 8
-"""Chunks of the reserved stream that fix the scale of kind "function": about 32,000 independent tokens."""
+NO_TERM = 1e-12
+"""An added term whose introduced variance at scale one is below this share of Var x is none at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surgical:
-    """Sae(x) = (1 − s) S1 + N: it knows some features exactly, shrinks them, and adds error of a chosen kind.
+    """Sae(x) = (1 − s) S1 + A: it knows some features, perhaps imperfectly, and adds a term of a chosen kind.
 
-    Kinds of N, each scaled so that Var N = introduced_share · Var x in the population:
+    Kinds of A:
     "none";
     "independent": σ g, with g ~ N(0, I_d);
-    "heteroscedastic": c ‖x‖ g, for which Var N = c² d E‖x‖² exactly;
-    "function": c Σ_j tanh(3 y_j·(x − E x) / sd(y_j·x)) y_j over the min(m, d) most frequent features: continuous and
-    deterministic, hence correlated with x. Its c alone is numerical, from 32,768 tokens of a reserved stream.
+    "heteroscedastic": c ‖x‖ g;
+    "dense": c Σ_j tanh(2 g_j) u_j over the dense coordinates g and the unit rows u of F;
+    "function": c Σ_j tanh(3 y_j·(x − E x) / sd(y_j·x)) y_j over the first min(m, d) features: continuous in x;
+    "interference": c Σ_i (y_i·x − w_i) y_i over the active learned features: reading without inhibition;
+    "affine": c (x − E x) M with a random matrix M: linear error, not introduced error.
+    A = f B + N with N uncorrelated with the true factors f (T3). The scale is such that N, the introduced error, has
+    the asked share of Var x; for "affine", where N = 0, that A has it. Splitting and absorption introduce error of
+    their own on top.
 
     Attributes:
-        learned: Features that S1 holds: an int takes that many of the most frequent, a float in (0, 1] that share
-            of them, a sequence these indices. 0 is a dead SAE.
+        learned: Features that S1 holds: an int takes that many of the first, which are the most frequent unless firing
+            rates come from a table; a float in (0, 1] that share of them; a sequence these indices. 0 is a dead SAE.
         shrinkage: s in [0, 1).
-        introduced: Kind of N.
-        introduced_share: Var N / Var x, ≥ 0.
-        seed: Seeds the Gaussian draws, together with stream and chunk; two seeds give independent N.
+        tilt: Degrees by which every learned direction is off, towards a random direction; 0 to 90. Linear error.
+        splitting: Share of the learned features that two latents hold, one for amplitudes below the law's median and
+            one above, with different directions; 0 to 1.
+        splitting_angle: Degrees between each of the two directions and the feature's own; 0 to 90.
+        absorption: Share of the features that can be absorbed, most frequent first, which are: such a latent is silent
+            on tokens where a partner fires, and the partner's latent has a piece of its direction instead, so that the
+            mean over those tokens is kept. In a hierarchy, learned features with a learned child can be absorbed, by
+            one of these, and are chosen at random; else any feature, by a random other one; 0 to 1.
+        introduced: Kind of A.
+        introduced_share: Var N / Var x (for "affine" Var A / Var x), ≥ 0.
+        seed: Seeds all random choices and, together with stream and chunk, the Gaussian draws.
     """
 
     learned: int | float | Sequence[int]
     shrinkage: float = 0.0
-    introduced: Literal["none", "independent", "heteroscedastic", "function"] = "none"
+    tilt: float = 0.0
+    splitting: float = 0.0
+    splitting_angle: float = 30.0
+    absorption: float = 0.0
+    introduced: Literal["none", "independent", "heteroscedastic", "dense", "function", "interference", "affine"] = (
+        "none"
+    )
     introduced_share: float = 0.0
     seed: int = 0
 
@@ -66,6 +82,8 @@ class Surgical:
         else:
             check_int(self.learned, "learned", 0)
         check_number(self.shrinkage, "shrinkage", 0.0, 1.0, closed=False)
+        for name, high in {"tilt": 90.0, "splitting": 1.0, "splitting_angle": 90.0, "absorption": 1.0}.items():
+            check_number(getattr(self, name), name, 0.0, high)
         if self.introduced not in KINDS:
             raise InputError(f"introduced is {self.introduced!r}, expected one of {', '.join(KINDS)}")
         check_number(self.introduced_share, "introduced_share", 0.0, np.inf)
@@ -96,8 +114,22 @@ class Surgical:
             return np.arange(self.learned, dtype=np.int64)
         return check_features(self.learned, n_features)
 
+    def closed_form(self, world: World) -> bool:
+        """Whether the population shares have a closed form: a response to the factors and a Var N that are known.
+
+        True without splitting and absorption, and for every kind but "function"; "dense" needs dense coordinates that
+        are independent of the codes, "interference" moreover features that are independent of each other.
+
+        Args:
+            world: The world.
+
+        Returns:
+            Whether `population_shares` gives them.
+        """
+        return not self._bends(world) and (not self.introduced_share or has_moments(world, self.introduced))
+
     def bind(self, world: World) -> BoundSurgical:
-        """Fit this SAE to a world: resolve its features and the scale of its introduced error.
+        """Fit this SAE to a world: resolve its features and the scale of its added term.
 
         Args:
             world: The world.
@@ -106,107 +138,117 @@ class Surgical:
             The SAE, ready to reconstruct the world's chunks.
 
         Raises:
-            InputError: More features, or a higher index, than the world has.
+            InputError: More features, or a higher index, than the world has; a distortion or kind that it leaves no
+                room for.
         """
         features = self.features(world.n_features)
-        wanted = self.introduced_share * world.variance
-        squash = None
-        unit = float(world.d_model)  # Var N at scale 1
-        if self.introduced == "heteroscedastic":
-            unit *= world.variance + float(world.mean @ world.mean)
-        elif self.introduced == "function":
-            squash = _squash(world)
-            unit = _calibration_variance(world, squash)
+        part = distorted(world, self, features)
+        if self.introduced_share == 0.0:
+            return BoundSurgical(config=self, world=world, features=features, part=part)
+        term = make_term(world, self.introduced, features, self.seed)
+        moments, relative_error = None, 0.0
+        if has_moments(world, self.introduced):
+            moments = added_moments(world, self.introduced, features, self.seed)
+            unit = moments.variance
+        else:
+            named = tuple(features.tolist()) if self.introduced == "interference" else ()
+            found = calibrated(world, self.introduced, named)
+            unit, relative_error = found.variance, found.relative_error
+        if unit <= NO_TERM * world.variance:
+            raise InputError(
+                f"introduced={self.introduced!r} introduces no error in this world, whatever its scale: choose another "
+                "kind, or a world in superposition"
+            )
         return BoundSurgical(
             config=self,
+            world=world,
             features=features,
-            scale=float(np.sqrt(wanted / unit)),
-            squash=squash,
-            chunk_tokens=world.chunk_tokens,
+            part=part,
+            term=term,
+            moments=moments,
+            scale=float(np.sqrt(self.introduced_share * world.variance / unit)),
+            relative_error=relative_error,
         )
+
+    def describe(self, world: World) -> dict[str, Any]:
+        """The configuration as plain JSON types, with how precisely the introduced share is met in a world.
+
+        Args:
+            world: The world.
+
+        Returns:
+            `to_dict`, and under "share_error" the relative error of the introduced share where its scale is numerical:
+            one digit, so that the same SAE reads the same on every machine.
+        """
+        error = self.bind(world).relative_error
+        return {**self.to_dict(), **({"share_error": float(f"{error:.0e}")} if error else {})}
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
         return {"kind": "surgical", **asdict(self)}
 
-
-@dataclass(frozen=True, slots=True)
-class Squash:
-    """A bounded continuous function of x: Σ_j tanh(slope_j y_j·(x − mean)) y_j.
-
-    Attributes:
-        mean: (d,).
-        directions: Rows y_j, (j, d).
-        slopes: (j,).
-    """
-
-    mean: Singles
-    directions: Singles
-    slopes: Singles
-
-    def __call__(self, x: Singles) -> Singles:
-        """Apply to (n, d) activations."""
-        return np.tanh((x - self.mean) @ self.directions.T * self.slopes) @ self.directions
+    def _bends(self, world: World) -> bool:
+        """Whether the learned part is not linear in the codes."""
+        return bool(self.splitting or self.absorption) and len(self.features(world.n_features)) > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BoundSurgical:
     """A surgical SAE bound to one world.
 
     Attributes:
         config: The configuration.
+        world: The world.
         features: Indices of the learned features.
-        scale: σ or c, the factor on the introduced error.
-        squash: The function, for kind "function".
-        chunk_tokens: Tokens of a whole chunk of the world, for which Gaussian error is drawn at once.
+        part: The learned part where it is distorted; None where it is S1 itself.
+        term: The added term at scale one, if any.
+        moments: Its moments, where they have a closed form.
+        scale: σ or c, the factor on the added term.
+        relative_error: Relative error (one standard error) of the introduced share: 0 in closed form.
     """
 
     config: Surgical
+    world: World
     features: Integers
-    scale: float
-    squash: Squash | None
-    chunk_tokens: int
+    part: Distorted | None = None
+    term: Term | None = None
+    moments: AddedMoments | None = None
+    scale: float = 0.0
+    relative_error: float = 0.0
+
+    @property
+    def introduced_share(self) -> float:
+        """Var N / Var x of the added term: 0 for kind "affine"."""
+        return 0.0 if self.config.introduced == "affine" else self.config.introduced_share
+
+    @property
+    def response(self) -> Floats | None:
+        """B of Sae = f B + N, N uncorrelated with the factors, (m + k, d); None where it has no closed form."""
+        if not self.config.closed_form(self.world):
+            return None
+        m, true = self.world.n_features, FactorSpace.of(self.world).true
+        found = np.zeros_like(true)
+        directions = true[:m] if self.part is None else self.part.decoder.astype(np.float64)
+        found[self.features] = (1.0 - self.config.shrinkage) * directions[self.features]
+        if self.moments is not None:
+            found += self.scale * self.moments.response(true, m)
+        return found
 
     def learned_part(self, chunk: WorldChunk) -> Singles:
-        """The learned sparse part S1, (n, d)."""
-        return chunk.sparse_part(self.features)
+        """What the SAE makes of the learned features before shrinkage: S1 where nothing is distorted, (n, d)."""
+        return chunk.sparse_part(self.features) if self.part is None else self.part(chunk)
 
     def introduced(self, chunk: WorldChunk) -> Singles:
-        """The introduced error N, (n, d); of a cut chunk, the same rows that the whole chunk has."""
-        scale = np.float32(self.scale)
-        if scale == 0.0:
+        """The added term A, (n, d); of a cut chunk, the same rows that the whole chunk has."""
+        if self.term is None:
             return np.zeros_like(chunk.x)
-        if self.squash is not None:
-            return scale * self.squash(chunk.x)
-        rng = generator("surgical", self.config.seed, chunk.stream, chunk.index)
-        noise = rng.standard_normal((self.chunk_tokens, chunk.x.shape[1]), dtype=np.float32)
-        noise = noise[chunk.first_row : chunk.first_row + len(chunk)]
-        if self.config.introduced == "heteroscedastic":
-            noise *= row_norms(chunk.x)[:, None].astype(np.float32)
-        noise *= scale
-        return noise
+        added = self.term(chunk)
+        added *= np.float32(self.scale)
+        return added
 
     def recon(self, chunk: WorldChunk) -> Singles:
-        """The reconstruction (1 − s) S1 + N, (n, d), float32."""
+        """The reconstruction (1 − s) S1 + A, (n, d), float32."""
         recon = self.learned_part(chunk)
         recon *= np.float32(1.0 - self.config.shrinkage)
         recon += self.introduced(chunk)
         return recon
-
-
-def _squash(world: World) -> Squash:
-    directions = world.dictionary_matrix[: world.d_model]
-    wide: Floats = directions.astype(np.float64)
-    deviation = np.sqrt(np.einsum("jd,jd->j", wide @ population_covariance(world), wide))
-    return Squash(world.mean.astype(np.float32), directions, (GAIN / deviation).astype(np.float32))
-
-
-def _calibration_variance(world: World, squash: Squash) -> float:
-    # One-token documents leave the law of a token as it is, but make the tokens independent: no topic is missed.
-    tokens = replace(world, doc_tokens=1)
-    n, total, square = 0, np.zeros(world.d_model), 0.0
-    for index in range(CALIBRATION_CHUNKS):
-        value = squash(tokens.chunk(index, stream="surgical calibration").x).astype(np.float64)
-        n, total, square = n + len(value), total + value.sum(axis=0), square + float((value**2).sum())
-    mean = total / n
-    return square / n - float(mean @ mean)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from darkmatter.decomposition import decompose
 from darkmatter.errors import InputError
-from darkmatter.inference import Estimate, interval, relative_influence, residual_influence, symmetric_optimism
+from darkmatter.inference import Estimate, interval, relative_influence
 from darkmatter.sandbox.budget import affine_budget
+from darkmatter.sandbox.factor_fit import check_memory, residual_variance
 from darkmatter.sandbox.factor_sums import FactorSums, collect_sums, merged
 from darkmatter.sandbox.population import population_shares
-from darkmatter.sandbox.source import Sae, open_pair
+from darkmatter.sandbox.source import Sae, open_pair, recon_chunks
 from darkmatter.sandbox.surgical import Surgical
-from darkmatter.solve import check_enough_tokens, factor
 
 if TYPE_CHECKING:
     from darkmatter.sandbox.world import World
@@ -41,8 +41,8 @@ class Truth:
         absent: Error on sparse features that the SAE has not learned.
         dense: Error on the dense part.
         linear: Affine error on the learned features (shrinkage, wrong directions).
-        cross: Covariance between those parts, which shared topics make nonzero.
-        n_learned: Features with response ⟨B_i, y_i⟩ ≥ ½.
+        cross: Covariance between those parts, which dependent factors make nonzero.
+        n_learned: Features with response ⟨B_i, y_i⟩ ≥ ½; in closed form, those that the surgical SAE was given.
         method: "closed form" (no sampling error) or "Monte Carlo" with the tokens used.
     """
 
@@ -74,7 +74,7 @@ def true_shares(
 ) -> Truth:
     """Measure what an SAE's error is made of, from the world's own factors.
 
-    A surgical SAE whose introduced error is uncorrelated with every factor has a closed form. Otherwise Sae(x) is
+    Most surgical SAEs have a closed form (`Surgical.closed_form`). Otherwise Sae(x) is
     regressed on the m sparse codes and k dense coordinates of an independent stream, leaving one fold of documents out
     at a time, with the same sqrt(S·C) as the estimator; codes are sparse, so their Gram matrix costs L0² per token.
 
@@ -92,16 +92,19 @@ def true_shares(
         The shares, each with a 95 % interval (of width zero in closed form).
 
     Raises:
-        InputError: Too few tokens for the number of factors, fewer than two folds, or an SAE that does not fit.
+        InputError: Too few tokens for the number of factors, too many factors for this machine's memory, fewer than
+            two folds, or an SAE that does not fit.
     """
-    if isinstance(sae, Surgical) and sae.introduced != "function":
+    if isinstance(sae, Surgical) and sae.closed_form(world):
         return _closed_form(world, sae)
     if folds < 2:
         raise InputError(f"folds is {folds}, expected at least 2: an interval needs two folds that differ")
     n_tokens = truth_tokens(world, n_tokens)
     open_pair(world, sae, n_tokens=n_tokens, batch_size=1, stream=stream, name="sae")  # checks the SAE
-    sums = collect_sums(world, sae, n_tokens, folds, stream, progress)
-    truth = _from_sums(world, sums, f"Monte Carlo, {n_tokens} tokens")
+    check_memory(world.n_features + world.dense_dim)
+    pieces = recon_chunks(world, {"sae": sae}, n_tokens=n_tokens, stream=stream)
+    sums = collect_sums(world, ((chunk, recons["sae"]) for chunk, recons in pieces), folds, progress)
+    truth = _from_sums(world, sums, f"Monte Carlo, {n_tokens} tokens{_precision(world, sae)}")
     return truth if probe_tokens is None else _sharpened(truth, world, sae, probe_tokens, stream, progress)
 
 
@@ -163,27 +166,23 @@ def _closed_form(world: World, sae: Surgical) -> Truth:
     )
 
 
+def _precision(world: World, sae: Sae) -> str:
+    """What to say of a surgical SAE whose introduced share was set numerically."""
+    error = sae.bind(world).relative_error if isinstance(sae, Surgical) else 0.0
+    return f"; introduced_share set to ± {error:.1%}" if error else ""
+
+
 def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
     """Cross-fit Sae on the factors and on x with the same folds, then read the shares."""
     total = merged(folds)
     n = torch.tensor([fold.n for fold in folds], dtype=torch.float64)
-    heldout: dict[str, list[float]] = {"f": [], "x": []}
-    train: dict[str, list[float]] = {"f": [], "x": []}
-    for k, fold in enumerate(folds):
-        rest = merged([other for j, other in enumerate(folds) if j != k])
-        for key in heldout:
-            weight, inside = _fit(rest, key)
-            train[key].append(inside)
-            heldout[key].append(_outside(fold, rest, key, weight))
     var_x = _fold_means(folds, total, "x")
     var_e = _fold_means(folds, total, "e")
     v = float(var_x.sum() / n.sum())
     psi_x = relative_influence(var_x, n)
-    shares, psi = {}, {}
-    for key in heldout:
-        sums, fitted = (torch.tensor(rows[key], dtype=torch.float64) for rows in (heldout, train))
-        shares[key] = symmetric_optimism(fitted, sums, n.sum() - n, n) / v
-        psi[key] = residual_influence(sums, n, len(getattr(total, key * 2))) - psi_x
+    (introduced, psi_f), (nonlinear, psi_r) = (residual_variance(folds, key) for key in ("f", "x"))
+    shares = {"f": introduced / v, "x": nonlinear / v}
+    psi = {"f": psi_f - psi_x, "x": psi_r - psi_x}
     budget, n_learned = affine_budget(world, folds, total)
     return Truth(
         fvu=interval(float(var_e.sum() / n.sum()) / v, relative_influence(var_e, n) - psi_x, n, link="log"),
@@ -194,23 +193,6 @@ def _from_sums(world: World, folds: list[FactorSums], method: str) -> Truth:
         n_learned=n_learned,
         method=method,
     )
-
-
-def _fit(sums: FactorSums, key: str) -> tuple[Tensor, float]:
-    """Least squares of Sae on the factors (key "f") or on x: coefficients and in-sample residual sum of squares."""
-    scatter, cross = getattr(sums, key * 2), getattr(sums, key + "s")
-    fit = factor(scatter, sums.mean[key], sums.n)
-    check_enough_tokens(sums.n, fit.rank)
-    weight = fit.solve(cross)
-    return weight, sums.ss - float((weight * cross).sum())
-
-
-def _outside(fold: FactorSums, rest: FactorSums, key: str, weight: Tensor) -> float:
-    """Residual sum of squares of a fold under a fit to the rest, deviations from the rest's means."""
-    cross = getattr(fold, key + "s")
-    shift = fold.mean["s"] - rest.mean["s"] - (fold.mean[key] - rest.mean[key]) @ weight
-    inside = fold.ss - 2 * float((weight * cross).sum()) + float((weight * (getattr(fold, key * 2) @ weight)).sum())
-    return inside + fold.n * float(shift.square().sum())
 
 
 def _fold_means(folds: list[FactorSums], total: FactorSums, key: str) -> Tensor:
