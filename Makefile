@@ -13,7 +13,7 @@ help:
 	@echo "test-slow  the full-size statistical suites"
 	@echo "lint       ruff, mypy and the layering contract"
 	@echo "calibrate  bias and coverage of the estimator, beside four customary ones"
-	@echo "bench      speed of the pass and of the solve, beside this machine's matrix product"
+	@echo "bench      speed of the pass, of worlds and of training, beside this machine's matrix product and SAELens"
 	@echo "clean      remove .venv, caches and runs"
 
 .venv/.base: pyproject.toml constraints.txt
@@ -22,7 +22,11 @@ help:
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(PIP) --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/.bench: .venv/.dev
+	$(PIP) --editable '.[bench]'
 	touch $@
 
 synth: .venv/.base
@@ -44,8 +48,11 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev
+bench: .venv/.bench
 	$(BIN)/python -m benchmarks.moments
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.dictionary
+	$(BIN)/python -m benchmarks.training
 
 calibrate: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.calibrate

@@ -1,8 +1,9 @@
 """Bias and coverage of the nonlinear share, for our estimator and four customary ones, on worlds with known truth.
 
 Run with ``make calibrate``, or ``python -m benchmarks.calibrate --repeats 400 --json``. Every cell repeats the whole
-estimate on fresh tokens. Truth is a closed form (independent and heteroscedastic introduced error) or, for a function
-of x, the estimate from a million tokens. Exit code 1 if a bound is missed by more than its Monte Carlo error allows.
+estimate on fresh tokens: every kind of introduced error, every kind of dense part, every dependence between features,
+and strongly clustered documents. Truth is a closed form wherever there is one, else the estimate from a million tokens;
+the table says which. Exit code 1 if a bound is missed by more than its Monte Carlo error allows.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ D_MODEL = 64
 FOLDS = 20
 HALVES = 2
 CV_FOLDS = 10
-Kind = Literal["independent", "heteroscedastic", "function"]
-KINDS: tuple[Kind, ...] = ("independent", "heteroscedastic", "function")
+Kind = Literal["independent", "heteroscedastic", "dense", "function", "interference", "affine"]
+KINDS: tuple[Kind, ...] = ("independent", "heteroscedastic", "dense", "function", "interference", "affine")
+DENSE = ("student", "circles", "torus", "sphere", "swiss-roll", "codes")
+DEPENDENCE = {
+    "rank-4 correlation": {"correlation": 0.4, "factors": 4},
+    "trees": {"roots": 16, "branching": 3, "depth": 3},
+    "trees, exclusive": {"roots": 16, "branching": 3, "depth": 3, "siblings": "exclusive", "l0": 8.0},
+    "exclusive groups": {"exclusion": 8},
+}
 METHODS = ("in-sample", "50/50 hold-out", "10-fold CV", "adjusted R2", "sqrt(S*C)")
 ORACLE_TOKENS = 2**20
 
@@ -77,7 +85,7 @@ def customary(x: Matrix, recon: Matrix, groups: npt.NDArray[np.int64]) -> dict[s
 
 def oracle(cell: Cell) -> tuple[float, str]:
     """Population nonlinear share, and how it was obtained."""
-    if cell.surgical.introduced != "function":
+    if cell.surgical.closed_form(cell.world):
         return population_shares(cell.world, cell.surgical).fvu_nonlinear, "closed form"
     big = decompose(cell.world.pair(cell.surgical, n_tokens=ORACLE_TOKENS, stream="oracle"), folds=FOLDS)
     share = big.fvu_nonlinear
@@ -134,38 +142,37 @@ def _within(cell: Cell, bias: tuple[float, float], coverage: float, repeats: int
 
 
 def cells(sizes: tuple[int, ...]) -> list[Cell]:
-    """Independent tokens for every kind and size, then strongly clustered documents."""
-    independent = World(
-        n_features=1024, d_model=D_MODEL, dense_dim=6, l0=16.0, topic_strength=0.0, doc_tokens=1, dense_share=0.1
-    )
-    clustered = World(
-        n_features=1024, d_model=D_MODEL, dense_dim=6, l0=16.0, topic_strength=1.0, doc_tokens=50, dense_share=0.1
-    )
+    """Every kind of introduced error at every size; every dense part and dependence at one; clustered documents."""
+    base = {"n_features": 1024, "d_model": D_MODEL, "dense_dim": 6, "l0": 16.0, "dense_share": 0.1}
+    alone = {**base, "topic_strength": 0.0, "doc_tokens": 1}
+    independent = World(**alone)
+    clustered = World(**base, topic_strength=1.0, doc_tokens=50)
 
-    def surgical(kind: Kind) -> Surgical:
-        return Surgical(learned=512, shrinkage=0.1, introduced=kind, introduced_share=0.04)
-
-    return [
-        Cell(
-            label=kind,
-            world=independent,
-            surgical=surgical(kind),
+    def cell(label: str, kind: Kind, world: World = independent, size: int = 10) -> Cell:
+        return Cell(
+            label=label,
+            world=world,
+            surgical=Surgical(learned=512, shrinkage=0.1, introduced=kind, introduced_share=0.04),
             n_tokens=size * D_MODEL,
             bias_bound=0.03 if size < 10 else 0.01,
             coverage_bounds=None if size < 10 else (0.92, 0.98),
         )
-        for kind in KINDS
-        for size in sizes
-    ] + [
-        Cell(
-            label="clustered documents",
-            world=clustered,
-            surgical=surgical("heteroscedastic"),
-            n_tokens=50 * documents,
-            bias_bound=None,
-            coverage_bounds=(0.90, 1.0),
-        )
-        for documents in (100, 200, 400)
+
+    return [
+        *(cell(kind, kind, size=size) for kind in KINDS for size in sizes),
+        *(cell(f"dense part: {kind}", "heteroscedastic", World(**alone, dense=kind)) for kind in DENSE),
+        *(cell(name, "heteroscedastic", World(**{**alone, **options})) for name, options in DEPENDENCE.items()),
+        *(
+            Cell(
+                label="clustered documents",
+                world=clustered,
+                surgical=Surgical(learned=512, shrinkage=0.1, introduced="heteroscedastic", introduced_share=0.04),
+                n_tokens=50 * documents,
+                bias_bound=None,
+                coverage_bounds=(0.90, 1.0),
+            )
+            for documents in (100, 200, 400)
+        ),
     ]
 
 
@@ -180,7 +187,7 @@ def main() -> None:
     records = []
     if not options.json:
         print(f"relative bias of FVU_nl, d = {D_MODEL}, {options.repeats} repeats (others {options.customary_repeats})")
-        print(f"{'introduced error':<20}{'n/d':>5}{'docs':>6}" + "".join(f"{m:>16}" for m in METHODS) + "  coverage")
+        print(f"{'introduced error':<24}{'n/d':>5}{'docs':>6}" + "".join(f"{m:>16}" for m in METHODS) + "  coverage")
     start = time.perf_counter()
     for cell in cells(tuple(options.sizes)):
         record = run_cell(cell, options.repeats, options.customary_repeats)
@@ -189,7 +196,7 @@ def main() -> None:
             bias, se = record["bias"], record["bias_se"]
             shown = "".join(f"{100 * bias[m]:+9.1f} ±{100 * se[m]:4.1f} " for m in METHODS)
             print(
-                f"{record['cell']:<20}{record['n_over_d']:>5.0f}{record['documents']:>6}{shown}"
+                f"{record['cell']:<24}{record['n_over_d']:>5.0f}{record['documents']:>6}{shown}"
                 f"  {100 * record['coverage']:.1f} % {'ok' if record['within'] else 'MISSED'}",
                 flush=True,
             )

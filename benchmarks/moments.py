@@ -6,13 +6,12 @@ Run with ``make bench``, or ``python -m benchmarks.moments --d-model 2304 --json
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 
 import numpy as np
 import torch
 
+from benchmarks.peers import MatrixProduct, Record, show
 from darkmatter.batch import Batch
 from darkmatter.folds import FoldAccumulator
 from darkmatter.moments import Layout
@@ -22,30 +21,7 @@ BATCH = 4096
 DOCUMENT = 128
 
 
-class Peer:
-    """This machine's float64 matrix product, timed between the steps of what it is compared with.
-
-    The load of a shared machine changes by the second; only interleaved timings give a ratio that means something.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._a = torch.randn(size, size, dtype=torch.float64)
-        self._out = torch.empty_like(self._a)
-        self._seconds: list[float] = []
-        torch.mm(self._a, self._a, out=self._out)
-
-    def sample(self) -> None:
-        """Time one product."""
-        start = time.perf_counter()
-        torch.mm(self._a, self._a, out=self._out)
-        self._seconds.append(time.perf_counter() - start)
-
-    def gflops(self) -> float:
-        """Rate over all products so far."""
-        return 2 * len(self._a) ** 3 * len(self._seconds) / sum(self._seconds) / 1e9
-
-
-def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, float | str]]:
+def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[Record]:
     """Time the pass over tokens_per_dim · d tokens and the solve that follows.
 
     Args:
@@ -63,7 +39,7 @@ def measure(d_model: int, tokens_per_dim: int, folds: int) -> list[dict[str, flo
     recon = 0.8 * x + 0.1 * torch.randn(BATCH, d_model, generator=generator)
     batches = max(1, round(tokens_per_dim * d_model / BATCH))
     accumulator = FoldAccumulator(layout, folds=folds)
-    beside_pass, beside_solve = Peer(d_model), Peer(d_model)
+    beside_pass, beside_solve = MatrixProduct(d_model), MatrixProduct(d_model)
     pass_seconds = 0.0
     for number in range(batches):
         groups = np.arange(number * BATCH, (number + 1) * BATCH, dtype=np.int64) // DOCUMENT
@@ -115,14 +91,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     records = [r for t in options.tokens_per_dim for r in measure(options.d_model, t, options.folds)]
-    if options.json:
-        json.dump(records, sys.stdout, indent=2)
-        return
-    for record in records:
-        print(
-            f"{record['name']}\n    ours {record['ours']:.4g}  peer {record['peer']:.4g} {record['unit']}"
-            f"  ratio {record['ratio']:.3f}  (matrix product {record['matmul_gflops']:.0f} GFLOP/s)"
-        )
+    show(records, as_json=options.json)
 
 
 if __name__ == "__main__":
