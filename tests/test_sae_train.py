@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from darkmatter import World
 from darkmatter.errors import DegenerateError, InputError
 from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_sae
 from darkmatter.sae.optimise import Optimiser
@@ -197,13 +198,22 @@ def test_a_revived_latent_points_at_an_error_and_starts_afresh() -> None:
     assert torch.equal(found, want) or torch.equal(found, want.flip(0))
     assert torch.equal(run.parameters.b_enc[[3, 7]], torch.zeros(2))
     assert torch.allclose(torch.nn.functional.normalize(run.parameters.enc[[3, 7]], dim=1), found)
+    assert (run.parameters.enc[[3, 7]].norm(dim=1) < 0.25 * run.parameters.enc.norm(dim=1).mean()).all()
     for parameter in (run.parameters.enc, run.parameters.b_enc, run.parameters.dec):
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state = run._adam.state[parameter][moment]
-            assert not state[[3, 7]].any()
-            assert state.any()
+        state = run._adam.state[parameter]
+        assert not state["exp_avg"][[3, 7]].any() and state["exp_avg"].any()
+        assert torch.allclose(state["exp_avg_sq"][3], state["exp_avg_sq"].mean(dim=0), rtol=0.2)  # of before
     others = [i for i in range(24) if i not in {3, 7}]
     assert torch.equal(run.parameters.dec[others], before[others])
+
+
+def test_reviving_many_latents_does_not_undo_what_was_learned() -> None:
+    # three times as many latents as features: the spare ones die again and again
+    world_ = World(n_features=64, d_model=32, dense_dim=0, dense_share=0.0, l0=4.0, topic_strength=0.0)
+    config = TrainConfig(d_sae=192, k=6, n_tokens=300_000, batch_size=1024, dead_after=20_000, report_every=16)
+    history = [fvu for _, fvu in train_sae(world_.activations(config.n_tokens), config).history]
+    late = history[len(history) // 3 :]
+    assert max(late) < 1.3 * late[0]
 
 
 def test_reviving_needs_an_error_to_point_at() -> None:

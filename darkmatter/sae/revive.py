@@ -9,6 +9,9 @@ from torch.nn.functional import normalize
 from darkmatter.sae.config import TrainConfig
 from darkmatter.sae.parameters import Parameters, fresh
 
+_STRENGTH = 0.2
+"""Norm of a revived encoder row, relative to the mean of all."""
+
 
 def revive(
     parameters: Parameters,
@@ -22,9 +25,10 @@ def revive(
 ) -> Tensor:
     """Point dead latents at what the reconstruction misses, each at another token drawn ∝ |error|².
 
-    Encoder and decoder row become the missed direction, at the mean norm of the other rows; biases, thresholds and
-    gates return to their start, and Adam forgets the latent (much as in Bricken et al. 2023, "Towards
-    Monosemanticity").
+    Decoder and encoder row become the missed direction, at the mean norm of the other rows and a fifth of it; biases,
+    thresholds and gates return to their start, and Adam forgets the latent (as in Bricken et al. 2023, "Towards
+    Monosemanticity"). The weak encoder keeps a newcomer from pushing out latents that do well: at full strength, a run
+    with more latents than features was seen to go from 11 to 30 % FVU.
 
     Args:
         parameters: Changed in place.
@@ -46,14 +50,16 @@ def revive(
         return dead
     tokens = torch.multinomial(weights, len(dead), replacement=False, generator=generator)
     directions = normalize(-error[tokens.to(error.device)], dim=1)
-    for row in (parameters.dec, parameters.enc):
-        row[dead] = directions * row.norm(dim=1).mean()
+    for row, strength in ((parameters.dec, 1.0), (parameters.enc, _STRENGTH)):
+        row[dead] = directions * (strength * row.norm(dim=1).mean())
     if config.normalise_decoder:
         parameters.dec[dead] = directions
     for name, value in parameters.named().items():
         if value.ndim == 1 and name != "b_dec":
             value[dead] = fresh(name, config, d_model=error.shape[1], variance=variance)
         if name != "b_dec":
-            for moment in ("exp_avg", "exp_avg_sq"):
-                adam.state[value][moment][dead] = 0.0
+            state = adam.state[value]
+            state["exp_avg"][dead] = 0.0
+            # from zero, without the bias correction of a first step, updates would be up to 6 times too large
+            state["exp_avg_sq"][dead] = state["exp_avg_sq"].mean(dim=0)
     return dead
