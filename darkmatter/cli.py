@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
 from darkmatter import __version__
-from darkmatter.errors import DarkmatterError
-
-P = ParamSpec("P")
-_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")
+from darkmatter import cli_options as o
+from darkmatter.cli_errors import one_clear_line
 
 app = typer.Typer(
     name="darkmatter",
@@ -26,41 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-class Introduced(StrEnum):
-    """Kinds of introduced error of a surgical SAE."""
-
-    NONE = "none"
-    INDEPENDENT = "independent"
-    HETEROSCEDASTIC = "heteroscedastic"
-    FUNCTION = "function"
-
-
-def one_clear_line(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn what a user can cause into one line on stderr and exit code 2; everything else stays a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except DarkmatterError as error:
-            message = str(error)
-        except (MemoryError, RuntimeError) as error:
-            # torch has no type of its own for a failed allocation on the CPU
-            if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-                raise
-            message = f"out of memory ({error}): use fewer SAEs at a time, fewer folds, or a machine with more"
-        except OSError as error:
-            message = f"{error.filename or 'file'}: {error.strerror or error}"
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command again uses what was already saved", err=True)
-            raise typer.Exit(130) from None
-        else:
-            return
-        typer.echo("error: " + " ".join(message.split()), err=True)
-        raise typer.Exit(2)
-
-    return run
+CELLS_FAILED = 3
+"""Exit code of a sweep some of whose cells failed; the others are saved."""
 
 
 def _version(wanted: bool) -> None:
@@ -76,105 +37,148 @@ def _root(
     pass
 
 
-WORLD, SAE, RUN, MODEL = "World", "SAE", "Run", "Model"
-Folds = Annotated[int, typer.Option(help="Folds K of documents.", rich_help_panel=RUN)]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, nothing else.", rich_help_panel=RUN)]
-ModelFolder = Annotated[str, typer.Option("--model", help="Model folder or hub id.", rich_help_panel=MODEL)]
-Site = Annotated[str, typer.Option(help="Where to read the model, such as resid_post:2.", rich_help_panel=MODEL)]
-Text = Annotated[Path, typer.Option(help="Text: .txt, .json list or .jsonl.", rich_help_panel=MODEL)]
-Revision = Annotated[str | None, typer.Option(help="Revision on the hub.", rich_help_panel=MODEL)]
-Dtype = Annotated[str, typer.Option(help="Precision of the model.", rich_help_panel=MODEL)]
-Device = Annotated[str, typer.Option(help="Torch device of model, SAEs and sums.", rich_help_panel=MODEL)]
-Context = Annotated[int, typer.Option(help="Longest sequence in tokens, BOS included.", rich_help_panel=MODEL)]
-BatchDocs = Annotated[int, typer.Option(help="Documents per forward pass.", rich_help_panel=MODEL)]
-SkipFirst = Annotated[int, typer.Option(help="Positions to drop per document; 1 drops BOS.", rich_help_panel=MODEL)]
-MaxTokens = Annotated[int | None, typer.Option(help="Use exactly this many tokens.", rich_help_panel=MODEL)]
+def _given(ctx: typer.Context, *others: str) -> dict[str, Any]:
+    """The settings that stand on the command line, by option name; `others` are options that set nothing."""
+    return {
+        name.replace("_", "-"): value
+        for name, value in ctx.params.items()
+        if name not in others and getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
+    }
 
 
 @app.command()
 @one_clear_line
 def synth(
-    features: Annotated[int, typer.Option(help="Sparse features m.", rich_help_panel=WORLD)] = 4096,
-    d_model: Annotated[int, typer.Option(help="Activation width d.", rich_help_panel=WORLD)] = 256,
-    dense_dim: Annotated[int, typer.Option(help="Dense dimensions k.", rich_help_panel=WORLD)] = 32,
-    dense_share: Annotated[
-        float | None,
-        typer.Option(help="Variance share of the dense part (default: 0.1, or 0 if k = 0).", rich_help_panel=WORLD),
-    ] = None,
-    l0: Annotated[float, typer.Option("--l0", help="Mean features firing per token.", rich_help_panel=WORLD)] = 32.0,
-    zipf: Annotated[float, typer.Option(help="Exponent of the firing law.", rich_help_panel=WORLD)] = 1.0,
-    dictionary: Annotated[str, typer.Option(help="random or orthonormal.", rich_help_panel=WORLD)] = "random",
-    topics: Annotated[int, typer.Option(help="Topics of documents.", rich_help_panel=WORLD)] = 16,
-    topic_strength: Annotated[
-        float, typer.Option(help="0: independent tokens; 1: topics rule.", rich_help_panel=WORLD)
-    ] = 0.2,
-    doc_tokens: Annotated[int, typer.Option(help="Tokens per document.", rich_help_panel=WORLD)] = 128,
-    latents: Annotated[int, typer.Option(help="Latents of the trained SAE.", rich_help_panel=SAE)] = 1024,
-    k: Annotated[int, typer.Option("--k", help="Active latents of the TopK SAE.", rich_help_panel=SAE)] = 32,
-    train_tokens: Annotated[int, typer.Option(help="Tokens to train on.", rich_help_panel=SAE)] = 700_000,
-    surgical: Annotated[
-        bool,
-        typer.Option("--surgical", help="Build the SAE from the true parts instead of training.", rich_help_panel=SAE),
-    ] = False,
-    learned: Annotated[
-        int, typer.Option(help="Surgical: features learned, most frequent first.", rich_help_panel=SAE)
-    ] = 1024,
-    shrinkage: Annotated[float, typer.Option(help="Surgical: s in Sae = (1-s) S1 + N.", rich_help_panel=SAE)] = 0.1,
-    introduced: Annotated[
-        Introduced, typer.Option(help="Surgical: kind of N.", rich_help_panel=SAE)
-    ] = Introduced.INDEPENDENT,
-    introduced_share: Annotated[
-        float | None, typer.Option(help="Surgical: Var N / Var x (default: 0.03, or 0 for none).", rich_help_panel=SAE)
-    ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to decompose.", rich_help_panel=RUN)] = 32_768,
-    truth_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens regressed on the true factors (default: 20 per factor).", rich_help_panel=RUN),
-    ] = None,
-    folds: Folds = 20,
-    seed: Annotated[int, typer.Option(help="Seed of world, training and draws.", rich_help_panel=RUN)] = 0,
-    out: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=RUN)] = Path("runs/synth"),
-    as_json: Json = False,
+    ctx: typer.Context,
+    features: o.Features = 4096,
+    d_model: o.DModel = 256,
+    l0: o.L0 = 32.0,
+    firing: o.Firing = "zipf",
+    zipf: o.Zipf = 1.0,
+    amplitude: o.Amplitude = "exponential",
+    amplitude_shape: o.AmplitudeShape = 1.0,
+    amplitude_first: o.AmplitudeFirst = 1.0,
+    amplitude_last: o.AmplitudeLast = 1.0,
+    dictionary: o.Dictionary = "random",
+    clusters: o.Clusters = 64,
+    similarity: o.Similarity = 0.5,
+    topics: o.Topics = 16,
+    topic_strength: o.TopicStrength = 0.2,
+    doc_tokens: o.DocTokens = 128,
+    correlation: o.Correlation = 0.0,
+    factors: o.Factors = 25,
+    roots: o.Roots = 0,
+    branching: o.Branching = 4,
+    depth: o.Depth = 0,
+    siblings: o.Siblings = "independent",
+    exclusion: o.Exclusion = 1,
+    dense_dim: o.DenseDim = 32,
+    dense: o.Dense = "gaussian",
+    dense_share: o.DenseShare = 0.1,
+    dense_df: o.DenseDf = 5.0,
+    architecture: o.Architecture = "topk",
+    latents: o.Latents = 1024,
+    k: o.K = 32,
+    target_l0: o.TargetL0 = None,
+    l1: o.L1 = None,
+    l0_coefficient: o.L0Coefficient = None,
+    bandwidth: o.Bandwidth = None,
+    groups: o.Groups = None,
+    train_tokens: o.TrainTokens = 700_000,
+    batch_size: o.BatchSize = 2048,
+    lr: o.Lr = 8e-3,
+    warmup_share: o.WarmupShare = 0.05,
+    decay_share: o.DecayShare = 0.5,
+    max_grad_norm: o.MaxGradNorm = 0.1,
+    standardise: o.Standardise = True,
+    normalise_decoder: o.NormaliseDecoder = True,
+    rank_by_norm: o.RankByNorm = True,
+    decoder_init_norm: o.DecoderInitNorm = 1.0,
+    tie_b_dec: o.TieBDec = False,
+    encode_dtype: o.EncodeDtype = "float32",
+    dead_after: o.DeadAfter = None,
+    report_every: o.ReportEvery = 32,
+    surgical: o.IsSurgical = False,
+    learned: o.Learned = "1024",
+    shrinkage: o.Shrinkage = 0.1,
+    tilt: o.Tilt = 0.0,
+    splitting: o.Splitting = 0.0,
+    splitting_angle: o.SplittingAngle = 30.0,
+    absorption: o.Absorption = 0.0,
+    introduced: o.Introduced = "independent",
+    introduced_share: o.IntroducedShare = 0.03,
+    preset: o.PresetName = None,
+    config: o.Config = None,
+    tokens: o.Tokens = 32_768,
+    folds: o.Folds = 20,
+    truth: o.Truth = True,
+    truth_tokens: o.TruthTokens = None,
+    recovery: o.Recovery = True,
+    seed: o.Seed = 0,
+    sae_seed: o.SaeSeed = 0,
+    export: o.Exports = None,
+    out: o.Out = Path("runs/synth"),
+    as_json: o.Json = False,
 ) -> None:
-    """Make a world with known truth, train an SAE on it, and set the decomposition beside the truth."""
-    from darkmatter.commands.synth import SynthRun, run_synth
-    from darkmatter.sae import TrainConfig
-    from darkmatter.sandbox import Surgical, World
+    """Make a world with known truth, train an SAE on it, and set the decomposition beside the truth.
 
-    default_share = 0.0 if introduced is Introduced.NONE else 0.03
-    world = World(
-        n_features=features,
-        d_model=d_model,
-        dense_dim=dense_dim,
-        dense_share=(0.1 if dense_dim else 0.0) if dense_share is None else dense_share,
-        l0=l0,
-        zipf=zipf,
-        dictionary=dictionary,  # type: ignore[arg-type]  # World checks it and names the choices
-        topics=topics,
-        topic_strength=topic_strength,
-        doc_tokens=doc_tokens,
-        seed=seed,
+    Options override --config, which overrides --preset, which overrides the defaults shown here.
+    """
+    from darkmatter.commands.presets import show_presets
+    from darkmatter.commands.settings import resolve
+    from darkmatter.commands.synth import SynthRun, run_synth
+
+    if preset == "help":
+        show_presets(as_json=as_json)
+        return
+    options = _given(ctx, "preset", "config", "export", "out", "as_json")
+    experiment = resolve(preset_name=preset, config=config, options=options)
+    run_synth(SynthRun(experiment=experiment, exports=tuple(export or ()), out=out, as_json=as_json))
+
+
+@app.command()
+@one_clear_line
+def sweep(
+    grid: o.Grid = None,
+    widths: o.Widths = None,
+    k: o.Sparsities = None,
+    seeds: o.Seeds = None,
+    kinds: o.Kinds = None,
+    preset: o.PresetName = None,
+    config: o.Config = None,
+    cell: o.Share = None,
+    list_cells: o.ListCells = False,
+    gather: o.Gather = False,
+    keep_saes: o.KeepSaes = False,
+    out: o.Out = Path("runs/sweep"),
+    as_json: o.Json = False,
+) -> None:
+    """Run a grid of `synth` experiments, resumable and in as many processes as you like; one table, one figure."""  # noqa: DOC501 - the exit code is shown in the docs
+    from darkmatter.commands.sweep import SweepRun, run_sweep
+
+    run = SweepRun(
+        preset=preset,
+        config=config,
+        grid=grid or (),
+        shorthands={"latents": widths, "k": k, "seed": seeds, "kind": kinds},
+        share=cell,
+        list_only=list_cells,
+        gather_only=gather,
+        keep_saes=keep_saes,
+        out=out,
+        as_json=as_json,
     )
-    run_synth(
-        SynthRun(
-            world=world,
-            surgical=Surgical(
-                learned=min(learned, features),
-                shrinkage=shrinkage,
-                introduced=introduced.value,
-                introduced_share=default_share if introduced_share is None else introduced_share,
-                seed=seed,
-            )
-            if surgical
-            else None,
-            train=TrainConfig(d_sae=latents, k=k, n_tokens=train_tokens, seed=seed),
-            n_tokens=tokens,
-            folds=folds,
-            truth_tokens=truth_tokens,
-            out=out,
-            as_json=as_json,
-        )
-    )
+    if run_sweep(run):
+        raise typer.Exit(CELLS_FAILED)
+
+
+@app.command()
+@one_clear_line
+def presets(as_json: o.Json = False) -> None:
+    """List the named experiments."""
+    from darkmatter.commands.presets import show_presets
+
+    show_presets(as_json=as_json)
 
 
 @app.command()
@@ -188,25 +192,27 @@ def decompose(
         typer.Option(help="Reconstructions Sae(x): PATH or NAME=PATH; repeatable.", rich_help_panel="Arrays"),
     ] = None,
     docs: Annotated[Path | None, typer.Option(help="Document id of every row.", rich_help_panel="Arrays")] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id.", rich_help_panel=MODEL)] = None,
-    site: Site = "",
+    model: Annotated[str | None, typer.Option(help="Model folder or hub id.", rich_help_panel=o.MODEL)] = None,
+    site: o.Site = "",
     sae: Annotated[
-        list[str] | None, typer.Option(help="SAE folder: PATH or NAME=PATH; repeatable.", rich_help_panel=MODEL)
+        list[str] | None, typer.Option(help="SAE folder: PATH or NAME=PATH; repeatable.", rich_help_panel=o.MODEL)
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text: .txt, .json list or .jsonl.", rich_help_panel=MODEL)] = None,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    context_length: Context = 128,
-    batch_docs: BatchDocs = 16,
-    skip_first: SkipFirst = 1,
-    max_tokens: MaxTokens = None,
-    folds: Folds = 20,
-    out: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=RUN)] = Path("runs/decompose"),
+    text: Annotated[
+        Path | None, typer.Option(help="Text: .txt, .json list or .jsonl.", rich_help_panel=o.MODEL)
+    ] = None,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "float32",
+    device: o.Device = "cpu",
+    context_length: o.Context = 128,
+    batch_docs: o.BatchDocs = 16,
+    skip_first: o.SkipFirst = 1,
+    max_tokens: o.MaxTokens = None,
+    folds: o.Folds = 20,
+    out: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=o.RUN)] = Path("runs/decompose"),
     checkpoint_seconds: Annotated[
-        float, typer.Option(help="Least time between two saves of the sums.", rich_help_panel=RUN)
+        float, typer.Option(help="Least time between two saves of the sums.", rich_help_panel=o.RUN)
     ] = 60.0,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Decompose the error of SAEs: from array files (--acts --recon), or on a model (--model --site --sae --text)."""  # noqa: DOC501 - shown by --help
     from darkmatter.commands.decompose import arrays_source, run_decompose, sae_source
@@ -241,23 +247,23 @@ def decompose(
 @app.command("train-sae")
 @one_clear_line
 def train_sae(
-    model: ModelFolder,
-    site: Site,
-    text: Text,
-    out: Annotated[Path, typer.Option(help="Folder to write the SAE to.", rich_help_panel=RUN)],
-    latents: Annotated[int, typer.Option(help="Latents.", rich_help_panel=SAE)] = 512,
-    k: Annotated[int, typer.Option("--k", help="Active latents per token.", rich_help_panel=SAE)] = 16,
+    model: o.ModelFolder,
+    site: o.Site,
+    text: o.Text,
+    out: Annotated[Path, typer.Option(help="Folder to write the SAE to.", rich_help_panel=o.RUN)],
+    latents: Annotated[int, typer.Option(help="Latents.", rich_help_panel=o.TRAINED)] = 512,
+    k: Annotated[int, typer.Option("--k", help="Active latents per token.", rich_help_panel=o.TRAINED)] = 16,
     tokens: Annotated[
-        int, typer.Option(help="Tokens to train on; the text is repeated.", rich_help_panel=SAE)
+        int, typer.Option(help="Tokens to train on; the text is repeated.", rich_help_panel=o.TRAINED)
     ] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="Seed.", rich_help_panel=SAE)] = 0,
-    revision: Revision = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    context_length: Context = 128,
-    batch_docs: BatchDocs = 16,
-    skip_first: SkipFirst = 1,
-    max_tokens: MaxTokens = None,
+    seed: Annotated[int, typer.Option(help="Seed.", rich_help_panel=o.TRAINED)] = 0,
+    revision: o.Revision = None,
+    dtype: o.Dtype = "float32",
+    device: o.Device = "cpu",
+    context_length: o.Context = 128,
+    batch_docs: o.BatchDocs = 16,
+    skip_first: o.SkipFirst = 1,
+    max_tokens: o.MaxTokens = None,
 ) -> None:
     """Train a TopK SAE on one site of a Hugging Face model."""
     from darkmatter.commands.model_options import ModelOptions

@@ -13,6 +13,7 @@ from darkmatter.results import Decomposition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # colours that stay apart in the common forms of colour blindness (Okabe and Ito)
 COLOURS = {
@@ -29,6 +30,24 @@ COLOURS = {
 _UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure that no global state knows of; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure (.png, .pdf or .svg) atomically; equal figures give equal bytes."""
+    from matplotlib import rc_context
+
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "darkmatter"}):
+        figure.savefig(temporary, dpi=160, metadata=_UNDATED.get(path.suffix))
+
+
 def save_decomposition_figure(
     path: Path, results: Mapping[str, Decomposition], truth: Mapping[str, Mapping[str, Estimate]] | None = None
 ) -> None:
@@ -39,14 +58,9 @@ def save_decomposition_figure(
         results: Decompositions by name.
         truth: True shares by SAE name.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     truth = truth or {}
     rows = len(results) + 2 * len(truth)
-    figure = Figure(figsize=(8.6, 1.7 + 0.78 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.6, 1.7 + 0.78 * rows)
     axes = figure.add_subplot()
     labels: list[str] = []
     for name, result in results.items():
@@ -68,8 +82,7 @@ def save_decomposition_figure(
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     n_tokens = next(iter(results.values())).n_tokens
     axes.set_title(f"Where the reconstruction error comes from ({n_tokens:,} tokens, 95 % intervals)", fontsize=11)
-    with replacing(path) as temporary, rc_context({"svg.hashsalt": "darkmatter"}):
-        figure.savefig(temporary, dpi=160, metadata=_UNDATED.get(path.suffix))
+    save_figure(figure, path)
 
 
 def _estimated(axes: Axes, y: float, result: Decomposition) -> None:

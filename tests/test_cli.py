@@ -27,11 +27,12 @@ from darkmatter.sae import load_sae
 from tests.helpers import tiny_world
 
 Arguments = list[str | Path | int]
-TINY: Arguments = [
-    *shlex.split("synth --features 64 --d-model 16 --dense-dim 4 --l0 4 --doc-tokens 16 --latents 32 --k 4"),
-    *shlex.split("--train-tokens 4096 --tokens 2048"),
+SURGICAL: Arguments = [
+    *shlex.split("synth --features 64 --d-model 16 --dense-dim 4 --l0 4 --doc-tokens 16 --tokens 2048 --surgical"),
 ]
-"""A run of a second or two."""
+TINY: Arguments = [*SURGICAL[:-1], *shlex.split("--latents 32 --k 4 --train-tokens 4096")]
+"""Runs of a second or two."""
+WRITTEN = {"report.json", "experiment.json", "decomposition.png", "world.png"}
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "transformers", "safetensors")
 
 
@@ -84,7 +85,7 @@ def test_help_needs_less_than_half_a_second() -> None:
     assert min(used) < 0.5
 
 
-@pytest.mark.parametrize("command", [(), ("synth",), ("decompose",), ("train-sae",)])
+@pytest.mark.parametrize("command", [(), ("synth",), ("sweep",), ("presets",), ("decompose",), ("train-sae",)])
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     code = f"""
 import sys
@@ -106,6 +107,7 @@ import sys, darkmatter
 assert darkmatter.__version__ and not set(sys.modules) & set({HEAVY!r})
 from darkmatter import decompose, from_arrays, World
 import darkmatter.plots, darkmatter.commands.decompose, darkmatter.commands.synth, darkmatter.commands.train_sae
+import darkmatter.commands.sweep, darkmatter.plots_sweep, darkmatter.plots_world
 assert not set(sys.modules) & {{"matplotlib", "transformers"}}
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
@@ -122,8 +124,8 @@ def test_version() -> None:
 def test_synth_writes_report_figure_and_sae(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     result = good(*TINY, "--out", out)
-    assert {path.name for path in out.iterdir()} == {"report.json", "decomposition.png", "sae"}
-    assert (out / "decomposition.png").read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in out.iterdir()} == {*WRITTEN, "recovery.json", "sae"}
+    assert {(out / f"{name}.png").read_bytes()[:4] for name in ("decomposition", "world")} == {b"\x89PNG"}
     sae = load_sae(out / "sae")
     assert (sae.d_model, sae.d_sae, sae.k) == (16, 32, 4)
     report = json.loads((out / "report.json").read_text())
@@ -131,7 +133,9 @@ def test_synth_writes_report_figure_and_sae(tmp_path: Path) -> None:
     assert report["training"]["sae"]["config"]["n_tokens"] == report["training"]["sae"]["n_tokens"] == 4096
     assert report["source"]["world"]["n_features"] == 64
     assert "the 95 % interval" in result.stdout and report["verdicts"]["sae"].startswith("sae misses")
-    assert "the SAE in sae/" in result.stderr
+    assert "sae/" in result.stderr and "latents against true features" in result.stdout
+    recovery = json.loads((out / "recovery.json").read_text())
+    assert report["recovery"]["sae"]["mcc"] == recovery["mcc"] and len(recovery["features"]["cosine"]) == 64
 
 
 def test_json_is_all_there_is_on_stdout_and_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -147,7 +151,7 @@ def test_json_is_all_there_is_on_stdout_and_the_same_seed_gives_the_same_bytes(t
     # another process, with tables in place of JSON
     good(*TINY, "--out", tmp_path / "b")
     good(*TINY, "--out", tmp_path / "c", "--seed", "1")
-    for name in ("report.json", "decomposition.png", "sae/sae.safetensors"):
+    for name in ("report.json", "experiment.json", "decomposition.png", "world.png", "sae/sae.safetensors"):
         first, again, other = ((tmp_path / run / name).read_bytes() for run in "abc")
         assert first == again != other, name
 
@@ -167,16 +171,19 @@ def test_a_second_run_takes_the_sae_of_the_first(tmp_path: Path) -> None:
     assert load_sae(tmp_path / "sae").k == 5
 
 
-@pytest.mark.parametrize("kind", ["none", "independent", "heteroscedastic", "function"])
+@pytest.mark.parametrize(
+    "kind", ["none", "independent", "heteroscedastic", "dense", "function", "interference", "affine"]
+)
 def test_surgical_saes_of_every_kind(tmp_path: Path, kind: str) -> None:
-    args = [*TINY, "--surgical", "--learned", "24", "--introduced", kind, "--out", tmp_path, "--json"]
+    args = [*SURGICAL, "--learned", "24", "--introduced", kind, "--out", tmp_path, "--json"]
     report = json.loads(good(*args).stdout)
     assert not (tmp_path / "sae").exists()
     truth = report["truth"]["surgical"]
     assert report["training"]["surgical"]["introduced"] == kind and truth["n_learned"] == 24
-    assert truth["method"].startswith("Monte Carlo" if kind == "function" else "closed form")
-    if kind != "function":
-        assert truth["introduced"]["value"] == (0.0 if kind == "none" else 0.03)
+    numeric = kind in {"function", "interference"}  # topics make the features of this world dependent
+    assert truth["method"].startswith("Monte Carlo" if numeric else "closed form")
+    if not numeric:
+        assert truth["introduced"]["value"] == pytest.approx(0.0 if kind in {"none", "affine"} else 0.03, rel=1e-9)
     assert report["saes"]["surgical"]["fvu_nonlinear"]["value"] > 0
     shares = {"--introduced-share": "0.08", "--shrinkage": "0.2"}
     if kind == "independent":
@@ -298,7 +305,8 @@ def test_an_interrupted_command_says_that_it_can_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"darkmatter.commands.{command}.decompose_many", interrupted)
+    module = {"decompose": "decompose", "synth": "measure"}[command]
+    monkeypatch.setattr(f"darkmatter.commands.{module}.decompose_many", interrupted)
     args: Arguments = ["decompose", *save_arrays(tmp_path)] if command == "decompose" else TINY
     result = invoke(*args, "--out", tmp_path / "out")
     assert result.exit_code == 130

@@ -23,7 +23,7 @@ from darkmatter.sandbox import World
 from darkmatter.store import Checkpoint
 from darkmatter.stream import accumulate
 from tests.helpers import tiny_world
-from tests.test_cli import TINY, Arguments, good, invoke
+from tests.test_cli import SURGICAL, TINY, Arguments, good, invoke
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-gemma2"
 N, D = 400, 8
@@ -296,7 +296,7 @@ def test_impossible_options_of_decompose(tmp_path: Path, options: list[str], wor
         ("--l0 0", "l0 is 0"),
         ("--l0 nan", "l0 is nan"),
         ("--dictionary orthonormal", "an orthonormal dictionary holds at most d_model = 16 features"),
-        ("--dictionary learned", "expected 'random' or 'orthonormal'"),
+        ("--dictionary learned", "dictionary is 'learned', expected one of random, orthonormal"),
         ("--k 33", "k is 33, expected at most d_sae = 32"),
         ("--k 0", "k is 0"),
         ("--dense-dim 17", "dense_dim is 17, expected at most d_model = 16"),
@@ -316,20 +316,58 @@ def test_impossible_options_of_decompose(tmp_path: Path, options: list[str], wor
         ("--tokens 0", "n_tokens is 0"),
         ("--tokens -2048", "n_tokens is -2048"),
         ("--folds 1", "folds is 1, expected at least 2"),
-        ("--truth-tokens 0", "n_tokens is 0"),
-        ("--truth-tokens -1", "n_tokens is -1"),
+        ("--truth-tokens 0", "truth_tokens is 0"),
+        ("--truth-tokens -1", "truth_tokens is -1"),
         ("--truth-tokens 271", "n_tokens is 271 for 68 true factors, expected at least 272"),
-        ("--surgical --shrinkage 1", "shrinkage is 1"),
-        ("--surgical --shrinkage -0.1", "shrinkage is -0.1"),
-        ("--surgical --learned -1", "learned is -1"),
-        ("--surgical --introduced none --introduced-share 0.1", "introduced='none'"),
-        ("--surgical --introduced-share -0.1", "introduced_share is -0.1"),
-        ("--surgical --introduced-share inf", "introduced_share is inf"),
+        ("--firing harmonic", "firing is 'harmonic', expected one of zipf"),
+        ("--amplitude heavy", "amplitude is 'heavy', expected one of exponential"),
+        ("--dense moebius", "dense is 'moebius', expected one of gaussian"),
+        ("--dense-dim 0 --dense circles", "dense is 'circles' with dense_dim = 0"),
+        ("--correlation 1", "correlation is 1"),
+        ("--roots 4", "roots is 4 and depth is 0"),
+        ("--roots 4 --depth 1 --siblings rival", "siblings is 'rival'"),
+        ("--dictionary hierarchical", "needs trees"),
+        ("--architecture transformer", "architecture is 'transformer', expected one of topk"),
+        ("--architecture relu", "k is given with architecture 'relu'"),  # TINY gives it outright
+        ("--l1 0.1", "l1 is given with architecture 'topk'"),
+        ("--groups 8+16", "groups is given with architecture 'topk'"),
+        ("--groups 8+x", "groups is 'x', expected a whole number"),
+        ("--architecture matryoshka --groups 8+16", "rise to d_sae = 32"),
+        ("--encode-dtype int8", "encode_dtype is 'int8'"),
+        ("--batch-size 0", "batch_size is 0"),
+        ("--sae-seed -1", "seed is -1"),
+        ("--shrinkage 0.1", "--shrinkage is an option of surgical SAEs"),
+        ("--export onnx", "export is 'onnx', expected one of saelens, gemmascope"),
+        ("--export gemmascope", "a topk SAE has no threshold"),
+        ("--preset huge", "preset is 'huge', expected one of tiny, paper, synth-16k, manifold, hierarchy"),
     ],
 )
 def test_impossible_options_of_synth(tmp_path: Path, options: str, words: str) -> None:
     # nothing may be left behind, so this also says that every option is checked before an SAE is trained and saved
     refused(tmp_path, [*TINY, *options.split()], words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--shrinkage 1", "shrinkage is 1"),
+        ("--shrinkage -0.1", "shrinkage is -0.1"),
+        ("--learned -1", "learned is -1"),
+        ("--learned 65", "learned is 65, expected at most the world's 64 features"),
+        ("--learned many", "learned is 'many', expected a number"),
+        ("--tilt 91", "tilt is 91"),
+        ("--splitting 2", "splitting is 2"),
+        ("--absorption nan", "absorption is nan"),
+        ("--introduced magic", "introduced is 'magic', expected one of none, independent"),
+        ("--introduced none --introduced-share 0.1", "introduced='none'"),
+        ("--introduced-share -0.1", "introduced_share is -0.1"),
+        ("--introduced-share inf", "introduced_share is inf"),
+        ("--latents 32", "--latents is an option of trained SAEs"),
+        ("--export saelens", "needs a trained SAE"),
+    ],
+)
+def test_impossible_options_of_surgical_saes(tmp_path: Path, options: str, words: str) -> None:
+    refused(tmp_path, [*SURGICAL, *options.split()], words)
 
 
 @pytest.mark.parametrize("tokens", ["16", "17"])
@@ -342,7 +380,7 @@ def test_too_few_tokens_cost_the_report_but_not_the_sae(tmp_path: Path) -> None:
     result = invoke(*TINY, "--tokens", "32", "--out", tmp_path)
     words = "training tokens for"
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
-    assert {path.name for path in files(tmp_path)} == {"cfg.json", "sae.safetensors"}
+    assert {path.name for path in files(tmp_path)} == {"cfg.json", "sae.safetensors"}, "only the SAE is worth keeping"
 
 
 @pytest.mark.parametrize("file", ["cfg.json", "sae.safetensors"])
@@ -378,8 +416,8 @@ def test_an_out_that_cannot_be_a_folder_is_refused_before_any_work(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the pass began")
 
-    monkeypatch.setattr(f"darkmatter.commands.{command}.decompose_many", work)
-    monkeypatch.setattr("darkmatter.commands.synth.train_topk", work)
+    monkeypatch.setattr("darkmatter.commands.decompose.decompose_many", work)
+    monkeypatch.setattr("darkmatter.commands.training.train_sae", work)
     (tmp_path / "taken").write_text("mine")
     out = tmp_path / "taken" / "deeper" if below else tmp_path / "taken"
     refused(tmp_path, write(tmp_path) if command == "decompose" else list(TINY), "taken", "folder", out=out)
@@ -424,7 +462,7 @@ def test_the_checkpoint_of_another_run_is_neither_used_nor_overwritten(tmp_path:
     world = World(n_features=64, d_model=16, dense_dim=4, l0=4.0, doc_tokens=16)
     pairs = world.pair(lambda x: x / 2, n_tokens=2048, name="surgical")
     accumulate(pairs, folds=20, checkpoint=Checkpoint(tmp_path / "synth" / "checkpoint", every_seconds=0))
-    refused(tmp_path, [*TINY, "--surgical"], "the sums of another run", out=tmp_path / "synth")
+    refused(tmp_path, SURGICAL, "the sums of another run", out=tmp_path / "synth")
 
 
 @pytest.mark.parametrize("damage", ["cut", "not JSON", "another format"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +25,33 @@ from rich.text import Text
 from darkmatter.inference import Estimate
 from darkmatter.report import THEOREMS, percent, percent_interval, verdict
 from darkmatter.results import Decomposition
+from darkmatter.theory import SyntheticTest
+
+RECOVERY_ROWS = (
+    ("mcc", "mean |cosine| (MCC)", "matched one to one"),
+    ("recovered_share", "features found", "|cosine| at least 0.8"),
+    ("precision", "precision", "of the latents' activity"),
+    ("recall", "recall", "of the features' activity"),
+    ("shrinkage", "shrinkage", "of found features"),
+    ("absorption", "absorbed activity", "taken over by near latents"),
+    ("matched_share", "latents for a feature", ""),
+    ("duplicate_share", "  duplicates", ""),
+    ("false_share", "  for no feature", ""),
+    ("dead_share", "  dead", "on these tokens"),
+    ("l0", "latents per token (L0)", ""),
+)
+"""Rows of the table of a recovery: name, label, note."""
 
 
 class _Rate(ProgressColumn):
-    """Tokens per second."""
+    """Tokens per second, or cells per minute."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} tok/s", style="cyan")
+        if speed is None:
+            return Text("")
+        tokens = task.fields["unit"] == "tokens"
+        return Text(f"{speed:,.0f} tok/s" if tokens else f"{60 * speed:.3g} cells/min", style="cyan")
 
 
 class Steps:
@@ -40,6 +59,10 @@ class Steps:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+
+    def say(self, text: str) -> None:
+        """Tell a person something above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Stage]:
@@ -56,8 +79,28 @@ class Steps:
         try:
             yield Stage(self._progress, task)
         finally:
-            self._progress.update(task, total=self._progress.tasks[task].completed or 1)
+            self._progress.update(task, total=_completed(self._progress, task) or 1)
             self._progress.stop_task(task)
+
+    @contextmanager
+    def cells(self, total: int) -> Iterator[Callable[[], None]]:
+        """Show a bar for a sweep's cells, above the stages of the current one.
+
+        Args:
+            total: Cells to do.
+
+        Yields:
+            To be called after every cell; removes the bars of its stages.
+        """
+        task = self._progress.add_task("sweep", total=total, unit="cells")
+
+        def done() -> None:
+            self._progress.advance(task)
+            for other in self._progress.task_ids:
+                if other != task:
+                    self._progress.remove_task(other)
+
+        yield done
 
 
 class Stage:
@@ -101,7 +144,11 @@ class _NotedProgress(Progress):
     """rich asks for every field a column names; ours starts empty."""
 
     def add_task(self, *args: Any, **fields: Any) -> Any:
-        return super().add_task(*args, **{"note": "", **fields})
+        return super().add_task(*args, **{"note": "", "unit": "tokens", **fields})
+
+
+def _completed(progress: Progress, task: Any) -> float:
+    return next(known.completed for known in progress.tasks if known.id == task)
 
 
 def say(text: str) -> None:
@@ -169,6 +216,59 @@ def _table(result: Decomposition, truth: Any | None) -> Table:
 def percent_interval_or_value(estimate: Estimate) -> str:
     """A share with its interval, or alone where it has no sampling error."""
     return percent(estimate.value) if estimate.low == estimate.high else percent_interval(estimate)
+
+
+def show_recovery(summary: Mapping[str, Any]) -> None:
+    """Print how well the latents of a trained SAE are the true features."""
+    table = Table(title="latents against true features", title_justify="left", header_style="bold")
+    table.add_column("quantity", no_wrap=True)
+    table.add_column("value [95 %]", justify="right")
+    table.add_column("see", style="dim")
+    for name, label, note in RECOVERY_ROWS:
+        value, low, high = (summary.get(name + end) for end in ("", "_low", "_high"))
+        if value is None:
+            shown = "–"
+        elif name == "l0":
+            shown = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        elif name == "mcc":
+            shown = f"{value:.3f}"
+        else:
+            shown = percent(value) if low is None or high is None else percent_interval(Estimate(value, low, high))
+        table.add_row(label, shown, note)
+    table.caption = f"{summary['n_features']:,} features, {summary['d_sae']:,} latents, {summary['n_tokens']:,} tokens"
+    table.caption_justify = "left"
+    Console(highlight=False).print(table)
+
+
+def show_theory(result: Decomposition, theory: SyntheticTest) -> None:
+    """Print the paper's synthetic test: what it reports in the population, what was measured, and what is true."""
+    table = Table(title="the paper's synthetic test", title_justify="left", header_style="bold")
+    table.add_column("quantity", no_wrap=True)
+    table.add_column("measured [95 %]", justify="right")
+    table.add_column("closed form (T7)", justify="right")
+    table.add_column("taken for", justify="right")
+    linear, nonlinear = result.linear_share, result.fvu_nonlinear
+    table.add_row("error (FVU)", percent_interval(result.fvu), percent(theory.fvu), "")
+    taken = f"noise: {percent(theory.noise)}"
+    table.add_row("  linear in x", percent_interval(linear), percent(theory.linear), taken)
+    taken = f"introduced: {percent(theory.introduced)}"
+    table.add_row("  nonlinear", percent_interval(nonlinear), percent(theory.nonlinear), taken)
+    table.caption = f"{percent(theory.recovered)} of the activation noise is called linear"
+    table.caption_justify = "left"
+    Console(highlight=False).print(table)
+
+
+def show_cells(cells: Iterable[tuple[str, Mapping[str, str], str]]) -> None:
+    """Print the cells of a sweep: identity, values on the axes, state."""
+    table = Table(header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("cell", no_wrap=True)
+    for number, (identity, axes, state) in enumerate(cells, start=1):
+        if number == 1:
+            for name in [*axes, "state"]:
+                table.add_column(name)
+        table.add_row(str(number), identity, *axes.values(), state)
+    Console(highlight=False).print(table)
 
 
 def _pairs(results: Mapping[str, Decomposition]) -> Table:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from darkmatter.commands.console import Steps, put, say, show_results, steps
-from darkmatter.commands.preflight import check_run
-from darkmatter.decomposition import decompose_many
-from darkmatter.errors import FileFormatError, InputError
+from darkmatter.commands.console import put, say, show_recovery, show_results, show_theory, steps
+from darkmatter.commands.measure import Outcome, check_experiment, measure
+from darkmatter.errors import InputError
 from darkmatter.files import write_json
 from darkmatter.inference import Estimate
 from darkmatter.plots import save_decomposition_figure
-from darkmatter.report import Report
-from darkmatter.sae import SAE, TrainConfig, load_sae, load_sae_metadata, save_sae, train_topk
-from darkmatter.sandbox import Surgical, World
-from darkmatter.sandbox.truth import truth_tokens
-from darkmatter.solve import check_enough_tokens
+from darkmatter.plots_world import save_world_figure
+from darkmatter.sae import SAE
+from darkmatter.sae.export import export_gemmascope, export_saelens
+from darkmatter.sandbox import Surgical
+from darkmatter.sandbox.experiment import Experiment
 from darkmatter.store import Checkpoint
 
-PROBE_RATIO = 8
-"""Tokens of the true nonlinear share, in multiples of those decomposed."""
+EXPORTS: Mapping[str, Callable[[SAE, Path], None]] = {
+    "saelens": lambda sae, out: export_saelens(sae, out / "saelens"),
+    "gemmascope": lambda sae, out: export_gemmascope(sae, out / "gemmascope" / "params.npz"),
+}
+"""Formats of other libraries, each written into a folder of its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,84 +32,77 @@ class SynthRun:
     """One run of `darkmatter synth`.
 
     Attributes:
-        world: The world.
-        surgical: Take this surgical SAE instead of training one.
-        train: How to train an SAE otherwise.
-        n_tokens: Tokens to decompose.
-        folds: Document folds.
-        truth_tokens: Tokens of the regression on the true factors, or None for 20 per factor.
+        experiment: What to do.
+        exports: Formats of other libraries to write the trained SAE in.
         out: Folder to write.
         as_json: Print the report as JSON instead of a table.
     """
 
-    world: World
-    surgical: Surgical | None
-    train: TrainConfig
-    n_tokens: int
-    folds: int
-    truth_tokens: int | None
+    experiment: Experiment
+    exports: Sequence[str]
     out: Path
     as_json: bool
 
 
 def run_synth(run: SynthRun) -> None:
-    """Build the world, get the SAE, decompose, compare with the truth, and write everything to the folder."""
-    check_run(folds=run.folds, out=run.out)
-    truth_tokens(run.world, run.truth_tokens)
-    run.world.pair(_nothing, n_tokens=run.n_tokens)
-    check_enough_tokens(run.n_tokens * (run.folds - 1) // run.folds, run.world.d_model)
+    """Carry out the experiment, and write everything to the folder.
+
+    Args:
+        run: What to do, and where.
+    """
+    _check_exports(run)
+    check_experiment(run.experiment, out=run.out)
     with steps() as bars:
-        sae, training = _sae(run, bars)
-        name = "surgical" if run.surgical else "sae"
-        source = run.world.pair({name: sae}, n_tokens=run.n_tokens)
-        checkpoint = Checkpoint(run.out / "checkpoint")
-        with bars.stage("decompose", run.n_tokens) as stage:
-            results = decompose_many(source, folds=run.folds, checkpoint=checkpoint, progress=stage)
-        # the truth must be much sharper than the interval that it judges
-        with bars.stage("truth", None) as stage:
-            truth = run.world.truth(
-                sae, n_tokens=run.truth_tokens, probe_tokens=PROBE_RATIO * run.n_tokens, progress=stage
-            )
-    report = Report(saes=results, source=source.description, truth={name: truth}, training={name: training})
-    shares: Mapping[str, Mapping[str, Estimate]] = {name: truth.shares()}
-    save_decomposition_figure(run.out / "decomposition.png", results, shares)
-    write_json(run.out / "report.json", report.to_dict())
-    checkpoint.clear()
+        outcome = measure(run.experiment, folder=run.out, bars=bars)
+    written = _write(run, outcome)
+    Checkpoint(run.out / "checkpoint").clear()
     if run.as_json:
-        put(json.dumps(report.to_dict(), indent=2, allow_nan=False))
+        put(json.dumps(outcome.to_dict(), indent=2, allow_nan=False))
         return
-    show_results(results, {name: truth})
-    inside = results[name].fvu_nonlinear.contains(truth.nonlinear.value)
-    put(f"True nonlinear share (introduced + interference): {'inside' if inside else 'OUTSIDE'} the 95 % interval.")
-    say(f"Wrote {run.out}/report.json and decomposition.png" + ("" if run.surgical else " and the SAE in sae/"))
+    truth = {} if outcome.truth is None else {outcome.name: outcome.truth}
+    show_results({outcome.name: outcome.decomposition}, truth)
+    if outcome.theory is not None:
+        show_theory(outcome.decomposition, outcome.theory)
+    if outcome.recovery is not None:
+        show_recovery(outcome.recovery.summary())
+    if outcome.truth is not None:
+        inside = outcome.decomposition.fvu_nonlinear.contains(outcome.truth.nonlinear.value)
+        verdict = "inside" if inside else "OUTSIDE"
+        put(f"True nonlinear share (introduced + interference): {verdict} the 95 % interval.")
+    say(f"Wrote {', '.join(written)} to {run.out}")
 
 
-def _nothing(x: Tensor) -> Tensor:
-    """Stand in for the SAE while the other options are checked."""
-    return x
+def _write(run: SynthRun, outcome: Outcome) -> list[str]:
+    """Write figures, exports and records, the report last; give their names."""
+    out = run.out
+    shares: Mapping[str, Mapping[str, Estimate]] = (
+        {} if outcome.truth is None else {outcome.name: outcome.truth.shares()}
+    )
+    save_decomposition_figure(out / "decomposition.png", {outcome.name: outcome.decomposition}, shares)
+    history = outcome.report.training[outcome.name].get("history")
+    save_world_figure(out / "world.png", run.experiment.world, recovery=outcome.recovery, history=history)
+    written = ["decomposition.png", "world.png"]
+    if outcome.sae is not None:
+        written.append("sae/")
+        for name in run.exports:
+            EXPORTS[name](outcome.sae, out)
+            written.append(f"{name}/")
+    if outcome.recovery is not None:
+        write_json(out / "recovery.json", outcome.recovery.to_dict())
+        written.append("recovery.json")
+    write_json(out / "experiment.json", run.experiment.to_dict())
+    write_json(out / "report.json", outcome.to_dict())
+    return ["report.json", "experiment.json", *written]
 
 
-def _sae(run: SynthRun, bars: Steps) -> tuple[Surgical | SAE | Callable[[Tensor], Tensor], dict[str, Any]]:
-    """The surgical SAE, the one an earlier run of the same command trained, or a freshly trained one."""
-    if run.surgical:
-        run.surgical.features(run.world.n_features)
-        return run.surgical, run.surgical.to_dict()
-    folder = run.out / "sae"
-    recipe = {"world": run.world.to_dict(), "config": asdict(run.train)}
-    if (folder / "cfg.json").exists():
-        known = _recipe_of(folder)
-        if {key: known.get(key) for key in recipe} == recipe:
-            say(f"Using the SAE that this same command trained before, in {folder}")
-            return load_sae(folder), known
-    with bars.stage("train SAE", run.train.n_tokens) as stage:
-        trained = train_topk(run.world.activations(run.train.n_tokens, stream="train"), run.train, progress=stage.loss)
-    training = {**recipe, **trained.describe()}
-    save_sae(trained.sae, folder, metadata=training)  # before anything else can fail
-    return trained.sae, training
-
-
-def _recipe_of(folder: Path) -> dict[str, Any]:
-    try:
-        return load_sae_metadata(folder)
-    except FileFormatError as error:
-        raise InputError(f"{error}; or choose another --out, or delete {folder}") from None
+def _check_exports(run: SynthRun) -> None:
+    unknown = [name for name in run.exports if name not in EXPORTS]
+    if unknown:
+        raise InputError(f"export is {unknown[0]!r}, expected one of {', '.join(EXPORTS)}")
+    if not run.exports:
+        return
+    sae = run.experiment.sae
+    if isinstance(sae, Surgical):
+        raise InputError(f"--export {run.exports[0]} needs a trained SAE, and this one is surgical: leave it out")
+    if "gemmascope" in run.exports and sae.architecture == "topk":
+        raise InputError("a topk SAE has no threshold for --export gemmascope: use saelens, or another architecture")

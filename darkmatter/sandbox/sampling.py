@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import coo_array
 
 from darkmatter.sandbox.contexts import Contexts, hazard
 from darkmatter.sandbox.features import Flags, Floats, Integers
@@ -60,16 +61,22 @@ class FiringSampler:
         token = np.concatenate([part for part, _ in found])
         event = np.concatenate([part for _, part in found])
         feature = event < self.forest.n_features
-        return _sorted_pairs(token[feature], event[feature], self.forest.n_features)
+        return _sorted_pairs(token[feature], event[feature], (len(topics), self.forest.n_features))
 
     @cached_property
-    def _envelope(self) -> Floats:
-        """Largest hazard of every unit in every cell of its factor, (2, u, cells): own topic, other topics."""
+    def _envelope(self) -> tuple[Floats, Floats]:
+        """Largest hazard of every unit in every cell of its factor, and the smallest as a share of it.
+
+        Both (2, u, cells): own topic, other topics.
+        """
         if not self.contexts.n_factors:
-            return np.stack([hazard(a)[:, None] for a, _ in self._curves])
-        # the hazard rises or falls with z, so its maximum over a cell lies at one end
-        rates = [hazard(a[:, None] + b[:, None] * _edges()) for a, b in self._curves]
-        return np.stack([np.maximum(rate[:, :-1], rate[:, 1:]) for rate in rates])
+            most = np.stack([hazard(a)[:, None] for a, _ in self._curves])
+            return most, np.ones_like(most)
+        # the hazard rises or falls with z, so its extremes over a cell lie at the ends
+        rates = np.stack([hazard(a[:, None] + b[:, None] * _edges()) for a, b in self._curves])
+        low, high = rates[..., :-1], rates[..., 1:]
+        most = np.maximum(low, high)
+        return most, np.minimum(low, high) / np.maximum(most, np.finfo(np.float64).tiny)
 
     @cached_property
     def _curves(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
@@ -98,43 +105,46 @@ class FiringSampler:
     def _draw_units(self, rng: np.random.Generator, topics: Integers, factors: Floats) -> tuple[Integers, Integers]:
         """Tokens and units that fire; the topics of a unit split the tokens in two urns, its own and the others."""
         contexts = self.contexts
-        n_units, n_tokens = len(contexts.own), len(topics)
         cells = _cells(factors)
         tables = [_Urns(cells, topics, contexts.n_topics, by_topic=True)] if contexts.topical else []
         tables.append(_Urns(cells, topics, contexts.n_topics, by_topic=False))
         hits = []
         for urns in tables:
-            own = urns.by_topic
             group = urns.group_of(contexts)
-            mass = self._envelope[0 if own else 1] * urns.size[group]
+            mass = self._envelope[0][0 if urns.by_topic else 1] * urns.size[group]
             place = _poisson_points(rng, mass)
             unit, cell = np.divmod(place, mass.shape[1])
             token = urns.draw(rng, group[unit], cell)
-            keep = self._keep(rng, unit, cell, token, topics, factors, own=own)
+            keep = self._keep(rng, place, unit, token, topics, factors, own=urns.by_topic)
             hits.append((token[keep], unit[keep]))
         token = np.concatenate([part for part, _ in hits])
         unit = np.concatenate([part for _, part in hits])
-        return _sorted_pairs(token, unit, n_units) if n_tokens else (token, unit)
+        return _sorted_pairs(token, unit, (len(topics), len(contexts.own)))
 
     def _keep(
         self,
         rng: np.random.Generator,
+        place: Integers,
         unit: Integers,
-        cell: Integers,
         token: Integers,
         topics: Integers,
         factors: Floats,
         *,
         own: bool,
     ) -> Flags:
-        contexts = self.contexts
+        """Which points under the envelope lie under the hazard itself; its minimum decides most."""
+        contexts, table = self.contexts, 0 if own else 1
         keep: Flags = np.ones(len(unit), dtype=bool)
-        if contexts.topical and not own:
-            keep = topics[token] != contexts.topic[unit]
         if contexts.n_factors:
-            intercept, slope = self._curves[0 if own else 1]
-            rate = hazard(intercept[unit] + slope[unit] * factors[token, contexts.factor[unit]])
-            keep &= rng.random(len(unit)) * self._envelope[0 if own else 1][unit, cell] < rate
+            height = rng.random(len(unit))
+            keep = height < self._envelope[1][table].reshape(-1)[place]
+            open_ = np.flatnonzero(~keep)
+            intercept, slope = self._curves[table]
+            u = unit[open_]
+            rate = hazard(intercept[u] + slope[u] * factors[token[open_], contexts.factor[u]])
+            keep[open_] = height[open_] * self._envelope[0][table].reshape(-1)[place[open_]] < rate
+        if contexts.topical and not own:
+            keep &= topics[token] != contexts.topic[unit]
         return keep
 
     def _draw_children(self, rng: np.random.Generator, token: Integers, event: Integers) -> tuple[Integers, Integers]:
@@ -218,13 +228,8 @@ def _ranges(counts: Integers) -> Integers:
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
-def _sorted_pairs(first: Integers, second: Integers, n_second: int) -> tuple[Integers, Integers]:
-    """Distinct pairs, sorted by the first and then by the second."""
-    bits = max(1, int(n_second - 1).bit_length())
-    key = (first << bits) | second
-    if len(key) and int(first.max()) < 1 << (32 - bits):
-        key = key.astype(np.uint32)  # half the width sorts twice as fast
-    key.sort()
-    if len(key):
-        key = key[np.concatenate([[True], key[1:] != key[:-1]])]
-    return (key >> bits).astype(np.int64), (key & ((1 << bits) - 1)).astype(np.int64)
+def _sorted_pairs(first: Integers, second: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
+    """Distinct pairs, sorted by the first and then by the second: a sparse matrix is built by counting, not sorting."""
+    narrow = (first.astype(np.int32), second.astype(np.int32))
+    pairs = coo_array((np.ones(len(first), dtype=np.int8), narrow), shape=shape).tocsr()
+    return np.repeat(np.arange(shape[0]), np.diff(pairs.indptr)), pairs.indices.astype(np.int64)
