@@ -142,7 +142,8 @@ def measure(steps: int, *, sparse: bool) -> list[Record]:
     trainer = peer_trainer(steps, sparse=sparse)
 
     def peer_step() -> None:
-        trainer.step(next(trainer.data_provider))
+        with torch.enable_grad():  # it runs inside our training, which differentiates by hand
+            trainer.step(next(trainer.data_provider))
         trainer.n_training_steps += 1
 
     stream = Interleaved(peer_step, steps)
