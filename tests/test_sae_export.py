@@ -126,7 +126,7 @@ def test_saelens_layout_computes_the_same(tmp_path: Path, activation: str, b_pre
 @pytest.mark.parametrize("b_pre", BIASES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_saelens_itself_computes_the_same(tmp_path: Path, activation: str, b_pre: str) -> None:
-    sae_lens = pytest.importorskip("sae_lens", reason="needs the `saelens` extra")
+    sae_lens = pytest.importorskip("sae_lens", reason="needs the `bench` extra (sae-lens)")
     sae = make(activation, b_pre=b_pre)
     x = activations(sae)
     export_saelens(sae, tmp_path, metadata={"model_name": "toy"})

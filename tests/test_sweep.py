@@ -155,7 +155,8 @@ def test_impossible_grids_are_refused_before_any_work(tmp_path: Path, options: s
 
 def test_a_sweep_leaves_cells_a_table_and_a_figure(tmp_path: Path) -> None:
     done = run(*GRID, "--json", out=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"cells", "sweep.json", "sweep.csv", "sweep.png"}
+    left = {path.name for path in tmp_path.iterdir()} - {"sweep.parquet"}  # that one only where pyarrow is installed
+    assert left == {"cells", "sweep.json", "sweep.csv", "sweep.png"}
     summary = json.loads(done.stdout)
     assert [cell["state"] for cell in summary["cells"]] == ["done"] * 6 and summary["missing"] == 0
     rows = table(tmp_path)

@@ -177,7 +177,7 @@ def _maker(world: World, sae: Sae, name: str) -> Callable[[WorldChunk], Tensor]:
 
 
 def _describe(sae: Sae, world: World) -> dict[str, Any]:
-    """A surgical SAE's configuration and how precisely its share is met; of a function its type, and its own `description` where it has one."""
+    """Of a surgical SAE its options and how precisely its share is met; else its type, and its own `description`."""
     if isinstance(sae, Surgical):
         return sae.describe(world)
     own = getattr(sae, "description", None)
