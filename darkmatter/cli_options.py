@@ -56,9 +56,9 @@ K = Annotated[int | None, _option("Active latents per token: topk, batchtopk, ma
 TargetL0 = Annotated[
     float | None, _option("Active latents per token to steer to: relu, jumprelu, gated (default: --k's).", TRAINED)
 ]
-L1 = Annotated[float | None, _option("Price of activation: relu, gated (default: 0.1).", TRAINED, "--l1")]
+L1 = Annotated[float | None, _option("Price of activation: relu (default: 0.1), gated (0.2).", TRAINED, "--l1")]
 L0Coefficient = Annotated[
-    float | None, _option("Price of an active latent: jumprelu (default: 0.003).", TRAINED, "--l0-coefficient")
+    float | None, _option("Price of an active latent: jumprelu (default: 0.01).", TRAINED, "--l0-coefficient")
 ]
 Bandwidth = Annotated[float | None, _option("Straight-through kernel: jumprelu (default: 0.05).", TRAINED)]
 Groups = Annotated[str | None, _option("Nested prefixes 64+128+…: matryoshka (default: four halvings).", TRAINED)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,9 @@ def test_the_state_on_disk_is_what_makes_it_so(tmp_path: Path) -> None:
     kill(tmp_path, config)
     index = json.loads((tmp_path / "training.json").read_text())
     for name in ("price", "excess"):
-        altered = index | {"numbers": index["numbers"] | {name: 1.0}}
+        numbers = index["numbers"] | {name: 1.0}
+        digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+        altered = index | {"numbers": numbers, "digest": digest}
         (tmp_path / "training.json").write_text(json.dumps(altered))
         assert not same(train_sae([data()], config, checkpoint=TrainCheckpoint(tmp_path)), whole)
     (tmp_path / "training.json").write_text(json.dumps(index))
@@ -135,6 +138,7 @@ def test_a_save_of_another_run_is_refused(tmp_path: Path) -> None:
         ({"version": 2}, "is not the index"),
         ({"tensors": "../training-1.safetensors"}, "is damaged: delete"),
         ({"numbers": None}, "is damaged"),
+        ({"numbers": {"n_tokens": 128}}, "is damaged"),
         ({"tensors": "training-99.safetensors"}, "does not exist, expected a saved training run; delete"),
     ],
 )

@@ -320,6 +320,7 @@ def test_constant_activations_are_degenerate() -> None:
         ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
         ({"warmup_share": 1.5}, "warmup_share is 1.5"),
         ({"decay_share": -0.1}, "decay_share is -0.1"),
+        ({"decay_share": None}, "decay_share is None"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -63,6 +64,8 @@ class TrainCheckpoint:
         name, numbers, recipe = index.get("tensors"), index.get("numbers"), index.get("recipe")
         if not isinstance(name, str) or Path(name).name != name or not isinstance(numbers, dict):
             raise FileFormatError(f"{path} is damaged: {remedy}", path)
+        if index.get("digest") != _digest(numbers):
+            raise FileFormatError(f"{path} is damaged, its numbers do not match their digest: {remedy}", path)
         wanted = self._recipe(config)
         if recipe != wanted:
             held = recipe if isinstance(recipe, dict) else {}
@@ -99,6 +102,7 @@ class TrainCheckpoint:
                 "recipe": self._recipe(config),
                 "tensors": name,
                 "numbers": dict(numbers),
+                "digest": _digest(numbers),
             },
         )
         self._drop(keep=name)
@@ -119,3 +123,8 @@ class TrainCheckpoint:
     def _recipe(self, config: TrainConfig) -> dict[str, Any]:
         recipe: dict[str, Any] = json.loads(json.dumps({**asdict(config), "source": dict(self.source)}))
         return recipe
+
+
+def _digest(numbers: Mapping[str, Any]) -> str:
+    """Hash the numbers of a save, so that an edited or incomplete one is recognised before it is used."""
+    return hashlib.sha256(json.dumps(dict(numbers), sort_keys=True).encode()).hexdigest()

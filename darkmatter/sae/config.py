@@ -115,7 +115,7 @@ class TrainConfig:
             _check_positive(name, getattr(self, name))
         for name in ("warmup_share", "decay_share"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise InputError(f"{name} is {value!r}, expected a share from 0 to 1")
         if self.normalise_decoder and self.decoder_init_norm != 1:
             raise InputError(
