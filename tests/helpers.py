@@ -1,17 +1,20 @@
-"""A tiny in-memory source and a tiny superposition world, independent of the package's own sandbox."""
+"""What several test files share: a tiny source and world independent of the sandbox, and settings of trainers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from darkmatter import Batch
+from darkmatter.sae import Architecture, TrainConfig
+from darkmatter.sae.config import SELECTING
 
 Matrix = npt.NDArray[np.float64]
+KINDS: tuple[Architecture, ...] = get_args(Architecture)
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,9 @@ def tiny_world(
     learned = codes[:, : m // 2] @ dictionary[: m // 2]
     recons = {f"sae{i}": 0.9 * learned + 0.2 * rng.standard_normal((n, d)) + 0.9 * mean for i in range(n_saes)}
     return ListSource(x + mean, recons, np.arange(n, dtype=np.int64) // per_document)
+
+
+def configure(kind: Architecture, **fields: Any) -> TrainConfig:
+    """Settings of an architecture, with a k where it needs one."""
+    values: dict[str, Any] = {"k": 4} if kind in SELECTING else {}
+    return TrainConfig(architecture=kind, **(values | fields))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,24 +20,7 @@ from darkmatter.sae.parameters import Parameters, initialise
 from darkmatter.sae.step import Objective, evaluate
 from darkmatter.sae.units import Units, calibrate, fold
 from darkmatter.sae.workspace import Workspace
-
-KINDS: tuple[Architecture, ...] = get_args(Architecture)
-SELECTING = ("topk", "batchtopk", "matryoshka")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny batches: on a busy machine, waking a second thread costs more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def configure(kind: Architecture, **fields: Any) -> TrainConfig:
-    values: dict[str, Any] = {"k": 4} if kind in SELECTING else {}
-    return TrainConfig(architecture=kind, **(values | fields))
-
+from tests.helpers import KINDS, SELECTING, configure
 
 # records
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -20,24 +19,7 @@ from darkmatter.sae.parameters import Parameters, initialise
 from darkmatter.sae.selection import per_batch, per_token
 from darkmatter.sae.step import Objective, evaluate
 from darkmatter.sae.workspace import Workspace
-
-KINDS: tuple[Architecture, ...] = get_args(Architecture)
-SELECTING = ("topk", "batchtopk", "matryoshka")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny batches: on a busy machine, waking a second thread costs more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def configure(kind: Architecture, **fields: Any) -> TrainConfig:
-    values: dict[str, Any] = {"k": 4} if kind in SELECTING else {}
-    return TrainConfig(architecture=kind, **(values | fields))
-
+from tests.helpers import KINDS, SELECTING, configure
 
 # gradients
 

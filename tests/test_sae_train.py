@@ -29,15 +29,6 @@ from darkmatter.sae.workspace import Workspace
 SMALL = TrainConfig(d_sae=24, k=3, n_tokens=4096, batch_size=128, lr=1e-2, report_every=5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny batches: on a busy machine, waking a second thread costs more than it computes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def world(n: int, *, d: int = 16, m: int = 24, active: float = 2.0, seed: int = 0) -> Tensor:
     """Sparse non-negative combinations of m random unit features, off centre."""
     g = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from darkmatter.errors import InputError
 from darkmatter.files import replacing, write_json, write_tensors
 from darkmatter.sae.record import SAE
+from darkmatter.sae.store import check_target
 
 SAELENS_VERSION = "6.54.0"
 """The SAELens version whose layout is written; without it a folder would be read by the rules before 6.0."""
@@ -38,16 +38,8 @@ def export_saelens(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] 
     Raises:
         InputError: `metadata` is not JSON, `folder` is a file, or a folded bias overflows.
     """
-    folder = Path(folder)
-    described = {**(metadata or {}), "sae_lens_version": SAELENS_VERSION}
-    try:
-        json.dumps(described, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"metadata cannot be written as JSON ({error}): use plain numbers, strings and lists"
-        ) from None
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, expected a folder to write the SAE into")
+    folder, described = check_target(folder, metadata)
+    described["sae_lens_version"] = SAELENS_VERSION
     subtracts = sae.b_pre is not None and torch.equal(sae.b_pre, sae.b_dec)
     b_enc = sae.b_enc.double() if subtracts else _folded_bias(sae)
     header = {

@@ -36,16 +36,7 @@ def save_sae(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] | None
     Raises:
         InputError: `metadata` is not JSON, or `folder` is a file.
     """
-    folder = Path(folder)
-    described = dict(metadata or {})
-    try:
-        json.dumps(described, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"metadata cannot be written as JSON ({error}): use plain numbers, strings and lists"
-        ) from None
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, expected a folder to write the SAE into")
+    folder, described = check_target(folder, metadata)
     # cloned, since safetensors refuses tensors that share memory, as b_pre and b_dec often do
     write_tensors(folder / "sae.safetensors", {name: value.clone() for name, value in sae.tensors().items()})
     header = {
@@ -60,6 +51,31 @@ def save_sae(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] | None
         "metadata": described,
     }
     write_json(folder / "cfg.json", header)
+
+
+def check_target(folder: Path | str, metadata: Mapping[str, Any] | None) -> tuple[Path, dict[str, Any]]:
+    """Check where an SAE goes and what is said about it, before anything is written.
+
+    Args:
+        folder: It need not exist.
+        metadata: How the SAE was made.
+
+    Returns:
+        Both, as a path and a plain dict.
+
+    Raises:
+        InputError: `metadata` is not JSON, or `folder` is a file.
+    """
+    folder, described = Path(folder), dict(metadata or {})
+    try:
+        json.dumps(described, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"metadata cannot be written as JSON ({error}): use plain numbers, strings and lists"
+        ) from None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, expected a folder to write the SAE into")
+    return folder, described
 
 
 def load_sae(folder: Path | str) -> SAE:
