@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import pickle  # our own bytes, made in the test
 
 import numpy as np
 import pytest
@@ -58,11 +57,11 @@ def test_shape_and_dtype_count_and_the_sign_of_zero_does_not() -> None:
     assert Table(big_endian) == Table(values) and Table(big_endian).to_plain() == Table(values).to_plain()
 
 
-def test_a_table_is_a_read_only_copy_also_through_pickle() -> None:
+def test_a_table_is_a_read_only_copy_also_when_copied() -> None:
     values = np.ones(3)
     table = Table(values)
     values[0] = 5.0
-    for same in (table, pickle.loads(pickle.dumps(table)), copy.deepcopy(table)):
+    for same in (table, copy.copy(table), copy.deepcopy(table)):
         assert same == table and same.array[0] == 1.0
         with pytest.raises(ValueError, match="read-only"):
             same.array[0] = 2.0

@@ -63,7 +63,7 @@ class Table:
         return f"Table({self.array.dtype.name}, shape={self.shape}, {self.digest.hex()[:8]})"
 
     def __reduce__(self) -> tuple[type[Table], tuple[npt.NDArray[Any]]]:
-        return Table, (self.array,)  # a copy through pickle is checked and read-only too
+        return Table, (self.array,)  # a copy is checked and read-only too
 
     def to_plain(self) -> dict[str, Any]:
         """The array as plain JSON types: dtype, shape and the little-endian bytes in base64."""
