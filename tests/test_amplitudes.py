@@ -107,7 +107,7 @@ def test_draws_repeat_and_survive_copying() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("cauchy", 1.0, "amplitude is 'cauchy', expected one of constant, exponential, uniform, half-normal, gamma"),
+        ("cauchy", 1.0, "amplitude is 'cauchy', expected one of exponential, constant, uniform, half-normal, gamma"),
         ("exponential", 2.0, "amplitude 'exponential' has no shape: leave it at 1"),
         ("gamma", 0.01, "amplitude_shape is 0.01"),
         ("gamma", 2e3, "amplitude_shape is 2000.0"),

@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from darkmatter.errors import InputError
-from darkmatter.sandbox.config import check_number
+from darkmatter.sandbox.config import check_choice, check_number
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
 Moments = tuple[float, float, float, float]
+
+LAWS = ("exponential", "constant", "uniform", "half-normal", "gamma", "lognormal")
+"""Laws by name."""
 
 GAMMA_SHAPES = (0.1, 1e3)
 """Allowed shapes of the gamma law: at 0.1 one draw in 10^4 underflows in float32, at 10^3 it is nearly constant."""
@@ -91,17 +94,16 @@ def amplitude_law(name: str, shape: float = 1.0) -> AmplitudeLaw:
     Raises:
         InputError: An unknown name, a shape out of range, or a shape for a law that has none.
     """
+    check_choice(name, "amplitude", LAWS)
     if name == "gamma":
         check_number(shape, "amplitude_shape", *GAMMA_SHAPES)
         return _gamma(name, float(shape))
     if name == "lognormal":
         check_number(shape, "amplitude_shape", *LOGNORMAL_SHAPES)
         return _lognormal(float(shape))
-    plain = {"constant": _constant, "exponential": _exponential, "uniform": _uniform, "half-normal": _half_normal}
-    if name not in plain:
-        raise InputError(f"amplitude is {name!r}, expected one of {', '.join([*plain, 'gamma', 'lognormal'])}")
     if shape != 1.0:
         raise InputError(f"amplitude_shape is {shape!r}, but amplitude {name!r} has no shape: leave it at 1")
+    plain = {"exponential": _exponential, "constant": _constant, "uniform": _uniform, "half-normal": _half_normal}
     return plain[name]()
 
 

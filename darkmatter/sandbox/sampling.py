@@ -91,7 +91,8 @@ class FiringSampler:
         count = np.bincount(forest.parent[order], minlength=forest.n_events)
         first = np.cumsum(count) - count
         share = forest.share[order]
-        running = np.cumsum(share)
+        # only exclusive children are looked up by their sum; others may add up to more than 1 and must not disturb it
+        running = np.cumsum(np.where(forest.exclusive[forest.parent[order]], share, 0.0))
         before = np.concatenate([[0.0], running])[first]
         # cumulative within a parent, shifted by the parent's number: one sorted table for all parents
         return (
@@ -231,5 +232,5 @@ def _ranges(counts: Integers) -> Integers:
 def _sorted_pairs(first: Integers, second: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
     """Distinct pairs, sorted by the first and then by the second: a sparse matrix is built by counting, not sorting."""
     narrow = (first.astype(np.int32), second.astype(np.int32))
-    pairs = coo_array((np.ones(len(first), dtype=np.int8), narrow), shape=shape).tocsr()
+    pairs = coo_array((np.ones(len(first), dtype=bool), narrow), shape=shape).tocsr()
     return np.repeat(np.arange(shape[0]), np.diff(pairs.indptr)), pairs.indices.astype(np.int64)

@@ -22,6 +22,7 @@ from darkmatter.sandbox.contexts import Contexts
 from darkmatter.sandbox.dense import DenseLaw, dense_law, dense_map
 from darkmatter.sandbox.dictionaries import dictionary
 from darkmatter.sandbox.drawing import draw_chunk
+from darkmatter.sandbox.factor_space import FactorSpace
 from darkmatter.sandbox.factors import FactorMoments
 from darkmatter.sandbox.features import (
     Floats,
@@ -240,42 +241,35 @@ class World:
         )
 
     @cached_property
-    def coefficients(self) -> Floats:
-        """What the sparse channels contribute to x: y_i, and with dense="codes" below them the rows of C F, (c, d)."""
-        y = self.dictionary_matrix.astype(np.float64)
-        mixing = self.dense_codes
-        return y if mixing is None else np.concatenate([y, mixing @ self.dense_map])
-
-    @cached_property
     def sparse_variance(self) -> float:
         """Var S, the trace of the sparse part's covariance."""
         table = np.zeros((self.factor_moments.n_channels, self.d_model))
         table[: self.n_features] = self.dictionary_matrix
-        return self._trace(table)
+        return math.fsum(float((block**2).sum()) for block in self.factor_moments.rows(table))
 
     @cached_property
     def dense_variance(self) -> float:
         """Var D."""
-        mixing = self.dense_codes
-        if mixing is None:
+        if self.dense_codes is None:
             return float((row_norms(self.dense_map) ** 2).sum())
-        return self._trace(np.concatenate([np.zeros_like(self.dictionary_matrix), mixing @ self.dense_map]))
+        space = FactorSpace.of(self)
+        alone = space.true.copy()
+        alone[: self.n_features] = 0.0
+        return space.variance(alone)
 
     @cached_property
     def variance(self) -> float:
         """Var x, the trace of the population covariance."""
         if self.dense_codes is None:
             return self.sparse_variance + self.dense_variance
-        return self._trace(self.coefficients)
+        space = FactorSpace.of(self)
+        return space.variance(space.true)
 
     @cached_property
     def mean(self) -> Floats:
         """E x, (d,); the dense part has none."""
         mean: Floats = self.factor_moments.mean[: self.n_features] @ self.dictionary_matrix.astype(np.float64)
         return mean
-
-    def _trace(self, table: Floats) -> float:
-        return math.fsum(float((block**2).sum()) for block in self.factor_moments.rows(table))
 
     @property
     def chunk_documents(self) -> int:

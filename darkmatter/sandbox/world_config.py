@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from darkmatter.errors import InputError
 from darkmatter.sandbox.config import check_choice, check_int, check_number
+from darkmatter.sandbox.dense import DIVISORS
+from darkmatter.sandbox.dictionaries import KINDS as DICTIONARIES
 from darkmatter.sandbox.features import FIRING_CAP, FIRING_LAWS
 from darkmatter.sandbox.table import Table
 
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 FORMAT = "darkmatter.world"
 VERSION = 2
 
-DICTIONARIES = ("random", "orthonormal", "low-coherence", "clustered", "hierarchical")
-DENSE_KINDS = ("gaussian", "student", "circles", "torus", "sphere", "swiss-roll", "codes")
-AMPLITUDES = ("exponential", "constant", "uniform", "half-normal", "gamma", "lognormal")
+DENSE_KINDS = (*DIVISORS, "codes")
 MAX_CORRELATION = 0.9
 """Beyond, the series behind the closed forms grows long."""
 
@@ -64,7 +64,6 @@ def check_world(world: World) -> None:
         check_choice(world.firing, "firing", FIRING_LAWS)
     if not isinstance(world.dictionary, Table):
         check_choice(world.dictionary, "dictionary", DICTIONARIES)
-    check_choice(world.amplitude, "amplitude", AMPLITUDES)
     check_choice(world.dense, "dense", DENSE_KINDS)
     check_choice(world.siblings, "siblings", ("independent", "exclusive"))
     _check_dense(world)
