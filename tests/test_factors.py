@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from scipy import stats
 
+from darkmatter.claims.strategies import worlds
 from darkmatter.sandbox import World
-from tests.strategies import worlds
 
 
 def channels(world: World, codes: np.ndarray) -> np.ndarray:

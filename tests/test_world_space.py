@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from darkmatter.claims.strategies import world_options, worlds
 from darkmatter.errors import InputError
 from darkmatter.sandbox import World, population_covariance
 from darkmatter.sandbox.table import Table
-from tests.strategies import world_options, worlds
 
 CHUNKS = 20
 
