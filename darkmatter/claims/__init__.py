@@ -22,7 +22,7 @@ __all__ = [
     "worst",
 ]
 
-_MODULES = ("residual_identity",)
+_MODULES = ("residual_identity", "introduced")
 """Modules with claims, in the order of their pages."""
 
 

@@ -113,6 +113,7 @@ class Claim(Generic[Case]):
         twins: Deliberately wrong margins by what is wrong with them; with any of them the verdict must change.
         statistical: The false-alarm rate of a margin that compares means of random draws; empty where it is exact.
             Such a margin is never climbed: a search among seeds would find a bad one.
+        every: A costly claim tries one case where others try this many.
     """
 
     theorem: str
@@ -127,6 +128,7 @@ class Claim(Generic[Case]):
     show: Callable[[Case], str] = str
     twins: Mapping[str, Callable[[Case], Margin]] = field(default_factory=lambda: MappingProxyType({}))
     statistical: str = ""
+    every: int = 1
 
     def __str__(self) -> str:
         return self.name

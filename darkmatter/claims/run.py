@@ -72,7 +72,7 @@ def attack(
 
     Args:
         claim: The claim.
-        examples: Cases to try; the search stops at the first that breaks the claim.
+        examples: Cases to try, fewer of a costly claim (`Claim.every`); the search stops at the first that breaks it.
         seed: Seed of the search; the same one finds the same cases.
         tick: Called after every case.
         shrink: Look for the simplest counterexample once there is one.
@@ -80,7 +80,7 @@ def attack(
     Returns:
         The outcome.
     """
-    found = _search(claim, claim.margin, examples=examples, seed=seed, tick=tick, shrink=shrink)
+    found = _search(claim, claim.margin, examples=max(1, examples // claim.every), seed=seed, tick=tick, shrink=shrink)
     broken = found.case is not None
     if not claim.false:
         verdict: Verdict = "FAILS" if broken else "holds"
