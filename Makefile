@@ -5,12 +5,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # one thread per test process: many small matrix products in parallel beat one product on many threads
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8
 
-.PHONY: help synth test test-slow lint format bench calibrate clean
+.PHONY: help synth test test-slow prove lint format bench calibrate clean
 
 help:
 	@echo "synth      the demonstration: a world, an SAE, the decomposition beside the truth (runs/synth)"
 	@echo "test       the tests, statistical suites at reduced size"
 	@echo "test-slow  the full-size statistical suites"
+	@echo "prove      every theorem of proofs/ attacked with 1,000 cases, and its wrong twins"
 	@echo "lint       ruff, mypy and the layering contract"
 	@echo "calibrate  bias and coverage of the estimator, beside four customary ones"
 	@echo "bench      speed of the pass, of worlds and of training, beside this machine's matrix product and SAELens"
@@ -37,6 +38,9 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(PYTEST) -m slow
+
+prove: .venv/.base
+	$(BIN)/darkmatter prove --twins
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

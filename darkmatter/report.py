@@ -13,8 +13,8 @@ FORMAT = "darkmatter-report"
 FORMAT_VERSION = 1
 
 THEOREMS = {
-    "fvu": "",
-    "r2_error": "",
+    "fvu": "definitions",
+    "r2_error": "T1",
     "linear_share": "T1",
     "fvu_nonlinear": "T1, T3",
     "introduced": "T5b",
@@ -23,7 +23,7 @@ THEOREMS = {
     "r2_norm": "A",
     "replicates": "T8",
 }
-"""Theorem behind each quantity, as numbered in the docs."""
+"""Theorem behind each quantity, as numbered in proofs/; `darkmatter prove T1` runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Report:
             "version": FORMAT_VERSION,
             "saes": {name: result.to_dict() for name, result in self.saes.items()},
             "verdicts": {name: verdict(result) for name, result in self.saes.items()},
+            "theorems": dict(THEOREMS),
             "source": to_plain(self.source),
         }
         if self.truth:

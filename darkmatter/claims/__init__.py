@@ -22,7 +22,14 @@ __all__ = [
     "worst",
 ]
 
-_MODULES = ("residual_identity", "introduced")
+_MODULES = (
+    "moments",
+    "optimism",
+    "intervals",
+    "residual_identity",
+    "introduced",
+    "leakage",
+)
 """Modules with claims, in the order of their pages."""
 
 

@@ -169,6 +169,12 @@ class _OneFeature:
     angle: float
     seed: int
 
+    def __str__(self) -> str:
+        return (
+            f"one feature at angle {self.angle:g} in two dimensions, learned perfectly; a dense part of {self.k} "
+            f"dimensions with directions from seed {self.seed}"
+        )
+
     def hidden(self, *, dense: bool) -> float:
         """Interference in closed form."""
         rng = np.random.default_rng(self.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from darkmatter.errors import InputError
 from darkmatter.sandbox import Surgical, World
 from darkmatter.sandbox.amplitudes import LAWS, AmplitudeLaw, amplitude_law
 from darkmatter.sandbox.table import Table
-from darkmatter.theory.population import centred, covariance, residual, variance
+from darkmatter.theory.population import centred, residual
 
 Floats = npt.NDArray[np.float64]
 
@@ -242,7 +242,8 @@ def worlds(draw: st.DrawFn, *, most_features: int = 60) -> World:
 def surgical_worlds(draw: st.DrawFn, *, most_features: int = 24) -> tuple[World, Surgical]:
     """Worlds with a surgical SAE whose population shares have a closed form."""
     world = draw(worlds(most_features=most_features))
-    introduced = draw(st.sampled_from(["none", "independent", "dense"]))
+    kinds: list[Any] = ["none", "independent", "dense"]
+    introduced = draw(st.sampled_from(kinds))
     surgical = Surgical(
         learned=draw(st.integers(0, world.n_features)),
         shrinkage=draw(st.floats(0.0, 0.99)),
@@ -253,69 +254,3 @@ def surgical_worlds(draw: st.DrawFn, *, most_features: int = 24) -> tuple[World,
     if not surgical.closed_form(world):
         reject()
     return world, surgical
-
-
-@st.composite
-def affine_models(
-    draw: st.DrawFn,
-    *,
-    linear: bool = True,
-    introduced: Literal["free", "x", "x and S1"] = "free",
-    aligned: bool = False,
-    uncorrelated: bool = False,
-    readable: bool = False,
-) -> Population:
-    """Finite laws of x = S1 + U and Sae(x) = S1 + L + N with L affine in x, the model of T2 and T4.
-
-    Args:
-        draw: Supplied by hypothesis.
-        linear: L = x A with a matrix of whole numbers; else L = 0.
-        introduced: What N is uncorrelated with.
-        aligned: Cov(S1, U) is not negative, as a trace.
-        uncorrelated: U is uncorrelated with S1.
-        readable: Shrink every entry by itself, for counterexamples that are shown.
-
-    Returns:
-        The population.
-    """
-    d = draw(st.integers(1, 3))
-    n = draw(st.integers(2, 8))
-    block = draw(small_matrices(3 * n + (d if linear else 0), d, readable=readable))
-    learned, rest, added = block[: 3 * n].reshape(3, n, d)
-    if uncorrelated:
-        rest = residual(rest, learned)
-    elif aligned and covariance(learned, rest) < 0.0:
-        rest = -rest
-    x = learned + rest
-    if introduced != "free":
-        added = residual(added, x if introduced == "x" else np.hstack([x, learned]))
-    return Population(learned, rest, x @ block[3 * n :] if linear else np.zeros_like(x), added)
-
-
-@st.composite
-def optimal_models(draw: st.DrawFn, *, one_dim: bool = False, aligned: bool = False) -> Population:
-    """Finite laws with Sae(x) = E[S1 | x], the SAE of least error: several outcomes share one value of x, L = 0.
-
-    Args:
-        draw: Supplied by hypothesis.
-        one_dim: d = 1, else d ≤ 2.
-        aligned: Cov(S1, U) is not negative, as a trace, and often 0: x is as long as that takes.
-
-    Returns:
-        The population.
-    """
-    d = 1 if one_dim else draw(st.integers(1, 2))
-    block = draw(small_matrices(4 + 8, d))
-    labels = draw(st.lists(st.integers(0, 3), min_size=2, max_size=8))
-    x, learned = block[labels], block[4 : 4 + len(labels)]
-    if aligned:
-        overlap = covariance(x, learned)
-        if overlap == 0.0:
-            learned = np.zeros_like(x)
-        else:
-            # Cov(S1, U) = Cov(S1, x) - Var S1, which is 0 at the first factor
-            x = x * variance(learned) / overlap * draw(st.sampled_from([1.0, 1.0, 1.5]))
-    inverse = np.unique(x, axis=0, return_inverse=True)[1].ravel()
-    same = (inverse[:, None] == inverse[None, :]).astype(np.float64)
-    recon = same @ learned / same.sum(axis=1, keepdims=True)
-    return Population(learned, x - learned, np.zeros_like(x), recon - learned)

@@ -44,14 +44,16 @@ RECOVERY_ROWS = (
 
 
 class _Rate(ProgressColumn):
-    """Tokens per second, or cells per minute."""
+    """Tokens or cases per second, or cells per minute."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         if speed is None:
             return Text("")
-        tokens = task.fields["unit"] == "tokens"
-        return Text(f"{speed:,.0f} tok/s" if tokens else f"{60 * speed:.3g} cells/min", style="cyan")
+        unit = task.fields["unit"]
+        if unit == "cells":
+            return Text(f"{60 * speed:.3g} cells/min", style="cyan")
+        return Text(f"{speed:,.0f} {'tok' if unit == 'tokens' else unit}/s", style="cyan")
 
 
 class Steps:
@@ -65,17 +67,18 @@ class Steps:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, title: str, total: int | None) -> Iterator[Stage]:
+    def stage(self, title: str, total: int | None, *, unit: str = "tokens") -> Iterator[Stage]:
         """Show a bar for one stage.
 
         Args:
             title: What is being done.
-            total: Tokens it will take, if known.
+            total: How many tokens, or other units, it will take, if known.
+            unit: What is counted.
 
         Yields:
             The bar.
         """
-        task = self._progress.add_task(title, total=total)
+        task = self._progress.add_task(title, total=total, unit=unit)
         try:
             yield Stage(self._progress, task)
         finally:
@@ -207,7 +210,8 @@ def _table(result: Decomposition, truth: Any | None) -> Table:
     about_truth = "" if truth is None else f"; truth: {truth.method}, {truth.n_learned} features learned"
     table.caption = (
         f"{result.n_tokens:,} tokens, {result.n_groups:,} documents, {result.n_folds} folds; "
-        f"rank {result.rank} of {result.d_model}, condition {result.condition:.1e}{about_truth}"
+        f"rank {result.rank} of {result.d_model}, condition {result.condition:.1e}{about_truth}; "
+        "see: derived in proofs/, run by `darkmatter prove T3`"
     )
     table.caption_justify = "left"
     return table
