@@ -28,7 +28,9 @@ _MODULES = (
     "intervals",
     "residual_identity",
     "introduced",
+    "definitions",
     "leakage",
+    "sandbox_moments",
 )
 """Modules with claims, in the order of their pages."""
 

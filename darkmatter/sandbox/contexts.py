@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.special import log_ndtr, ndtri
+from scipy.special import log_ndtr
 
 from darkmatter.sandbox.features import Floats, Integers
+from darkmatter.theory.copula import gate_coefficients, threshold
 
 SERIES_ERROR = 1e-9
 """Relative size of the first neglected term of the Hermite series of a firing curve, times the correlation."""
@@ -62,7 +63,7 @@ class Contexts:
             a and b, (u,) each.
         """
         tail = np.sqrt(1.0 - self.loading**2)
-        return _threshold(self.own if own else self.other) / tail, self.loading / tail
+        return threshold(self.own if own else self.other) / tail, self.loading / tail
 
     def mean_square(self) -> Floats:
         """(u,) E[p_u(t, z)²] over contexts."""
@@ -82,8 +83,9 @@ class Contexts:
         """
         if self.topical:
             yield self._by_topic(self.own - self.rate, self.other - self.rate, table)
+        members = self._members()
         for own, other in self._curves():
-            yield np.concatenate([self._by_topic(own[u], other[u], table[u], u) for u in self._members()])
+            yield np.concatenate([self._by_topic(own[u], other[u], table[u], u) for u in members])
 
     def product(self, table: Floats) -> Floats:
         """Cov(p(t, z)) @ Z.
@@ -98,8 +100,9 @@ class Contexts:
         if self.topical:
             own, other = self.own - self.rate, self.other - self.rate
             out += self._from_topic(own, other, self._by_topic(own, other, table))
+        members = self._members()
         for own, other in self._curves():
-            for u in self._members():
+            for u in members:
                 out[u] += self._from_topic(own[u], other[u], self._by_topic(own[u], other[u], table[u], u), u)
         return out
 
@@ -108,15 +111,12 @@ class Contexts:
         return np.split(order, np.cumsum(np.bincount(self.factor, minlength=self.n_factors))[:-1])
 
     def _curves(self) -> list[tuple[Floats, Floats]]:
-        """Hermite coefficients k = 1, 2, … of the firing curves, own and other topic, until they are negligible.
-
-        E[1{Z > −τ} he_k(z)] = λ^k φ(τ) He_{k−1}(−τ) / √k! for corr(Z, z) = λ, he_k = He_k / √k!.
-        """
+        """Hermite coefficients k = 1, 2, … of the firing curves, own and other topic, until they are negligible."""
         strongest = float(np.abs(self.loading).max(initial=0.0))
         if not self.n_factors or strongest == 0.0:
             return []
         terms = max(1, math.ceil(math.log(SERIES_ERROR) / (2 * math.log(strongest))))
-        own, other = (_hermite(_threshold(p), self.loading, terms) for p in (self.own, self.other))
+        own, other = (gate_coefficients(threshold(p), self.loading, terms) for p in (self.own, self.other))
         return list(zip(own, other, strict=True))
 
     def _by_topic(self, own: Floats, other: Floats, table: Floats, units: Integers | None = None) -> Floats:
@@ -148,22 +148,3 @@ def hazard(argument: Floats) -> Floats:
         Rates of the same shape, accurate for small and for large probabilities.
     """
     return -np.asarray(log_ndtr(-argument), dtype=np.float64)
-
-
-def _threshold(probability: Floats) -> Floats:
-    """Φ⁻¹(p), with a finite number for the p = 0 of a feature that its topic has to itself."""
-    found: Floats = ndtri(np.maximum(probability, np.finfo(np.float64).tiny))
-    return found
-
-
-def _hermite(threshold: Floats, loading: Floats, terms: int) -> list[Floats]:
-    """Coefficients k = 1 … terms, with He normalised on the way so that nothing overflows."""
-    density = np.exp(-(threshold**2) / 2) / math.sqrt(2 * math.pi)
-    before, now = np.zeros_like(threshold), np.ones_like(threshold)  # he_{k-2}, he_{k-1} at −τ
-    power = np.ones_like(threshold)
-    found = []
-    for k in range(1, terms + 1):
-        power = power * loading
-        found.append(power * density * now / math.sqrt(k))
-        before, now = now, (-threshold * now - math.sqrt(k - 1) * before) / math.sqrt(k)
-    return found
