@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from darkmatter.errors import InputError
 from darkmatter.sandbox.config import check_choice, check_number
+from darkmatter.theory.amplitudes import Moments, mean_one_moments
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
-Moments = tuple[float, float, float, float]
 
 LAWS = ("exponential", "constant", "uniform", "half-normal", "gamma", "lognormal")
 """Laws by name."""
@@ -110,7 +110,12 @@ def amplitude_law(name: str, shape: float = 1.0) -> AmplitudeLaw:
 def _constant() -> AmplitudeLaw:
     one = np.ones(1)
     return AmplitudeLaw(
-        name="constant", shape=1.0, moments=(1.0, 1.0, 1.0, 1.0), sample=_draw_constant, nodes=one, weights=one
+        name="constant",
+        shape=1.0,
+        moments=mean_one_moments("constant"),
+        sample=_draw_constant,
+        nodes=one,
+        weights=one,
     )
 
 
@@ -119,7 +124,7 @@ def _exponential() -> AmplitudeLaw:
     return AmplitudeLaw(
         name=law.name,
         shape=1.0,
-        moments=(1.0, 2.0, 6.0, 24.0),
+        moments=mean_one_moments("exponential"),
         sample=_draw_exponential,
         nodes=law.nodes,
         weights=law.weights,
@@ -128,9 +133,13 @@ def _exponential() -> AmplitudeLaw:
 
 def _uniform() -> AmplitudeLaw:
     x, w = np.polynomial.legendre.leggauss(200)
-    moments = (1.0, 4 / 3, 2.0, 16 / 5)  # 2^k / (k + 1)
     return AmplitudeLaw(
-        name="uniform", shape=1.0, moments=moments, sample=_draw_uniform, nodes=1.0 + x, weights=w / 2.0
+        name="uniform",
+        shape=1.0,
+        moments=mean_one_moments("uniform"),
+        sample=_draw_uniform,
+        nodes=1.0 + x,
+        weights=w / 2.0,
     )
 
 
@@ -138,11 +147,10 @@ def _half_normal() -> AmplitudeLaw:
     x, w = np.polynomial.legendre.leggauss(200)
     z = 8.0 * (1.0 + x)  # on [0, 16]: the tail beyond is 1e-57, times 16^8 still nothing
     weights = w * np.exp(-(z**2) / 2.0)
-    moments = (1.0, math.pi / 2, math.pi, 3 * math.pi**2 / 4)  # E|z|^k (π/2)^(k/2)
     return AmplitudeLaw(
         name="half-normal",
         shape=1.0,
-        moments=moments,
+        moments=mean_one_moments("half-normal"),
         sample=_draw_half_normal,
         nodes=math.sqrt(math.pi / 2) * z,
         weights=weights / weights.sum(),
@@ -157,11 +165,10 @@ def _gamma(name: str, k: float) -> AmplitudeLaw:
     t = _grid(-9.5, 12.0, 1.0 / (48.0 * max(1.0, math.sqrt(k))))
     log_a = t - np.exp(-t)
     nodes, weights = _trimmed(log_a, k * (log_a - np.exp(log_a)) + np.log1p(np.exp(-t)))
-    moments = tuple(math.prod(1.0 + j / k for j in range(power)) for power in range(1, 5))
     return AmplitudeLaw(
         name=name,
         shape=k,
-        moments=moments,  # type: ignore[arg-type]  # four of them
+        moments=mean_one_moments("gamma", k),
         sample=partial(_draw_gamma, k),
         nodes=nodes,
         weights=weights,
@@ -172,11 +179,10 @@ def _lognormal(sigma: float) -> AmplitudeLaw:
     """Lognormal law; the trapezoid rule in z, out to where a^8 has its mass (8 sigma)."""
     z = _grid(-14.0, 14.0 + POWER * sigma, 1.0 / 96.0)
     nodes, weights = _trimmed(sigma * z - sigma**2 / 2.0, -(z**2) / 2.0)
-    moments = tuple(math.exp(sigma**2 * power * (power - 1) / 2.0) for power in range(1, 5))
     return AmplitudeLaw(
         name="lognormal",
         shape=sigma,
-        moments=moments,  # type: ignore[arg-type]  # four of them
+        moments=mean_one_moments("lognormal", sigma),
         sample=partial(_draw_lognormal, sigma),
         nodes=nodes,
         weights=weights,
