@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from darkmatter.fold_means import FoldMeans
-from darkmatter.inference import Estimate, interval, symmetric_optimism
+from darkmatter.inference import UNDEFINED, Estimate, interval, symmetric_optimism
 from darkmatter.moments import Moments
 from darkmatter.results import Introduced, Replicate
 from darkmatter.solve import CrossFit
@@ -19,6 +19,8 @@ from darkmatter.solve import CrossFit
 Vector = npt.NDArray[np.float64]
 
 _SENSITIVITY_POINTS = 11
+_NO_INSTRUMENT = 1e-6
+"""Cov(x, b) / Var x of an SAE b that is dead: sqrt of `guards.DEAD`, by Cauchy and Schwarz."""
 
 
 def introduced_bounds(i: int, means: FoldMeans, nonlinear: Estimate, total: Moments, fit: CrossFit) -> Introduced:
@@ -35,7 +37,7 @@ def introduced_bounds(i: int, means: FoldMeans, nonlinear: Estimate, total: Mome
         # ends that cross refute T5b's assumptions (an over-scaled decoder, say): then only the trivial end is left
         low=max(0.0, left.low) if left.low <= nonlinear.high else 0.0,
         high=nonlinear.high,
-        lower_end=Estimate(*(max(0.0, end) for end in (left.value, left.low, left.high))),
+        lower_end=_at_least_zero(left),
         upper_end=nonlinear,
         sensitivity=tuple((float(s), float(left.value + s * covariance)) for s in steps),
         max_shrinkage=most,
@@ -91,4 +93,33 @@ def replicate(i: int, j: int, means: FoldMeans, fit: CrossFit) -> Replicate:
         unshared=interval(unshared, psi_private - psi_x, means.n, link="log"),
         shared=interval(shared, d_shared - shared * psi_x, means.n),
         correlation=interval(correlation, d_shared / (scale or 1.0) - correlation / 2 * (psi[0] + psi[1]), means.n),
+        corrected=_corrected(i, j, means),
+        instrument=_instrument(i, j, means),
     )
+
+
+def _corrected(i: int, j: int, means: FoldMeans) -> Estimate:
+    """½ [Var(a − b) − |Cov(x, a − b)|] / Var x: T5b's lower end of the SAE a − b, for nested learned parts."""
+    difference = means.ee[:, i, i] + means.ee[:, j, j] - 2 * means.ee[:, i, j]
+    along_x = means.xe[:, j] - means.xe[:, i]  # a − b = e_b − e_a
+    if along_x.sum() < 0:
+        along_x = -along_x
+    return _at_least_zero(means.ratio((difference - along_x) / 2, means.x))
+
+
+def _instrument(i: int, j: int, means: FoldMeans) -> Estimate:
+    """[Var a − Cov(x, a) Cov(a, b) / Cov(x, b)] / Var x: b tells how much of Var a belongs to features."""
+    x_a, x_b = means.x - means.xe[:, i], means.x - means.xe[:, j]
+    a_a = x_a - means.xe[:, i] + means.ee[:, i, i]
+    a_b = x_a - means.xe[:, j] + means.ee[:, i, j]
+    x_b_mean = means.mean(x_b)
+    if not x_b_mean > _NO_INSTRUMENT * means.var_x:
+        return UNDEFINED
+    gain, relative = means.mean(a_b) / x_b_mean, means.mean(x_a) / x_b_mean
+    # linear at the means: equal to the formula there, and its fold means are the influences of the delta method
+    return _at_least_zero(means.ratio(a_a - relative * a_b - gain * x_a + gain * relative * x_b, means.x))
+
+
+def _at_least_zero(end: Estimate) -> Estimate:
+    """A lower end of a variance: below zero it says no more than zero does."""
+    return Estimate(*(max(0.0, value) for value in (end.value, end.low, end.high)))

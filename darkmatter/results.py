@@ -37,9 +37,13 @@ INTRODUCED_ASSUMPTIONS = (
 )
 
 REPLICATE_ASSUMPTIONS = (
-    "T8. For SAEs a, b on the same tokens: unshared = Var(r_a - r_b) / (2 Var x), shared = Cov(r_a, r_b) / Var x. If "
-    "interference is the same for both and their introduced errors are not negatively correlated, unshared <= Var N / "
-    "Var x (mean of the pair) <= fvu_nonlinear. Cleanest for SAEs that differ only in seed."
+    "T8. For SAEs a (this one) and b on the same tokens, shares of Var x: unshared = Var(r_a - r_b) / 2, shared = "
+    "Cov(r_a, r_b); corrected = [Var(a - b) - |Cov(x, a - b)|] / 2 and instrument = Var a - Cov(x, a) Cov(a, b) / "
+    "Cov(x, b), both cut at 0. Each is a lower end of introduced error Var N only if the introduced errors are not "
+    "negatively correlated, and: unshared (mean of the pair) if half the variance of the difference of the "
+    "interferences is at most Cov(N_a, N_b), so for SAEs that differ only in seed; corrected (mean of the pair) if one "
+    "SAE has learned all that the other has and shrinks it no more; instrument (this SAE) if it has learned all that b "
+    "has and shrinks all of it alike. Upper end: fvu_nonlinear."
 )
 
 
@@ -74,12 +78,17 @@ class Replicate:
         unshared: ½ Var(r_a − r_b): private to the two SAEs.
         shared: Cov(r_a, r_b): common to both.
         correlation: Correlation of the two nonlinear residuals.
-        assumptions: When `unshared` is a lower bound of introduced error.
+        corrected: max(0, ½ [Var(a − b) − |Cov(x, a − b)|]): free of interference for nested pairs.
+        instrument: max(0, Var a − Cov(x, a) Cov(a, b) / Cov(x, b)), about SAE a alone, by means of b; undefined where b
+            is not positively correlated with x. The only number here that changes when a and b change places.
+        assumptions: When each is a lower bound of introduced error.
     """
 
     unshared: Estimate
     shared: Estimate
     correlation: Estimate
+    corrected: Estimate
+    instrument: Estimate
     assumptions: str = REPLICATE_ASSUMPTIONS
 
 
@@ -296,6 +305,8 @@ def _replicate(value: Mapping[str, Any]) -> Replicate:
         unshared=_estimate(value["unshared"]),
         shared=_estimate(value["shared"]),
         correlation=_estimate(value["correlation"]),
+        corrected=_estimate(value["corrected"]),
+        instrument=_estimate(value["instrument"]),
         assumptions=_text(value["assumptions"]),
     )
 

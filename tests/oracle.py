@@ -153,12 +153,19 @@ class Naive:
         return float(np.clip(1 - top, 0, 1))
 
     def pair(self, first: str, second: str) -> dict[str, Triple]:
-        """T8, by regressing the difference of the two errors."""
+        """T8, by regressing the difference of the two errors; and from the traces of the two reconstructions."""
         e = {name: self.x - self.recons[name] for name in (first, second)}
         private = self.residual((e[first] - e[second]) / np.sqrt(2))
         a, b = self.residual(e[first]), self.residual(e[second])
         vx = self.mean(squares(self.centred))
+        one, two = (self.recons[name] - self.recons[name].mean(axis=0) for name in (first, second))
+        sign = np.sign((self.centred * (one - two)).sum())
+        va, vd = self.mean(squares(one)), self.mean(squares(one - two))
+        cd, ab = self.mean(sign * (self.centred * (one - two)).sum(axis=1)), self.mean((one * two).sum(axis=1))
+        xa, xb = (self.mean((self.centred * side).sum(axis=1)) for side in (one, two))
         return {
+            "corrected": clipped(self.estimate(lambda v, c, x: (v - c) / 2 / x, vd, cd, vx)),
+            "instrument": clipped(self.estimate(lambda v, c, a, b, x: (v - a * c / b) / x, va, ab, xa, xb, vx)),
             "unshared": self.estimate(lambda u, x: u / x, private, vx, log=True),
             "shared": self.estimate(lambda u, a, b, x: ((a + b) / 2 - u) / x, private, a, b, vx),
             "correlation": self.estimate(lambda u, a, b: ((a + b) / 2 - u) / (a * b) ** 0.5, private, a, b),
@@ -170,6 +177,10 @@ class Naive:
         rows = np.hstack([np.ones((len(self.x), 1)), self.design])
         hat = (rows * np.linalg.pinv(rows, rcond=self.cutoff).T).sum(axis=1)
         return far / far.sum(), hat
+
+
+def clipped(triple: Triple) -> Triple:
+    return max(0.0, triple[0]), max(0.0, triple[1]), max(0.0, triple[2])
 
 
 def complement(triple: Triple) -> Triple:

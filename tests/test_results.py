@@ -167,6 +167,19 @@ def test_a_record_with_a_foreign_value_is_refused(name: str, bad: Any) -> None:
         Decomposition.from_dict({**value, name: bad})
 
 
+@pytest.mark.parametrize("name", ["unshared", "corrected", "instrument", "assumptions"])
+def test_a_pair_without_a_field_is_refused(name: str) -> None:
+    value = with_dead(1)["half"].to_dict()
+    # a dead SAE is no instrument: undefined, and written as null
+    assert value["replicates"]["dead"]["instrument"] == {"value": None, "low": None, "high": None}
+    assert (
+        Decomposition.from_dict(value).replicates["dead"].corrected == with_dead(1)["half"].replicates["dead"].corrected
+    )
+    del value["replicates"]["sae0"][name]
+    with pytest.raises(InputError, match=f"not a complete decomposition.*{name}"):
+        Decomposition.from_dict(value)
+
+
 @pytest.mark.parametrize(
     "change", [{"version": 2}, {"version": None}, {"format": "darkmatter-report"}, {"format": None}]
 )

@@ -142,6 +142,12 @@ def _lower_ends(setup: _Setup, *, obey: bool = False) -> Margin:
     return worst(*margins)
 
 
+_AFFINE = _Setup(
+    World(n_features=6, d_model=3, dense_dim=0, dense_share=0.0, l0=1.25, topic_strength=0.0, doc_tokens=1, seed=0),
+    Surgical(learned=1, introduced="affine", introduced_share=0.05),
+    np.ones(6),
+)
+
 SANDBOX: tuple[AnyClaim, ...] = (
     Claim(
         theorem="T5b",
@@ -163,6 +169,7 @@ SANDBOX: tuple[AnyClaim, ...] = (
         cases=_setups(obey=False),
         margin=_lower_ends,
         false=True,
+        known=_AFFINE,
         twins={"independent features, no tilt, no affine error": partial(_lower_ends, obey=True)},
     ),
 )

@@ -163,6 +163,10 @@ def _draws(case: tuple[World, int], *, independent: bool = False) -> Margin:
     return agrees(sample.mean(axis=0), wanted, error, limit=7.0)
 
 
+_TOPICAL = World(
+    n_features=4, d_model=2, dense_dim=0, dense_share=0.0, l0=1.0, zipf=0.0, topics=2, topic_strength=1.0, seed=0
+)
+
 CLAIMS: tuple[AnyClaim, ...] = (
     Claim(
         theorem="worlds",
@@ -245,6 +249,7 @@ CLAIMS: tuple[AnyClaim, ...] = (
         margin=_uncorrelated,
         show=describe,
         false=True,
+        known=_TOPICAL,
         twins={"topic strength 0 added to the assumptions": partial(_uncorrelated, no_topics=True)},
     ),
     Claim(

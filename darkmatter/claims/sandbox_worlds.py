@@ -113,7 +113,8 @@ def enumerated_shares(case: SmallWorld, *, independent: bool = False) -> dict[st
     fires, weight = _independent(world) if independent else _outcomes(world)
     dense = np.array([[-1.0], [1.0]])  # any law with mean 0 and variance 1 has the same second moments
     codes = np.repeat(fires * world.amplitude_scales, 2, axis=0)
-    weight = np.repeat(weight, 2) / 2.0
+    assert weight.min() > -1e-12, "a probability is below zero by more than rounding"
+    weight = np.repeat(np.clip(weight, 0.0, None), 2) / 2.0
     y, f = world.dictionary_matrix.astype(np.float64), world.dense_map.astype(np.float64)
     mask = np.arange(world.n_features) < case.learned
     learned, absent = (codes * mask) @ y, (codes * ~mask) @ y

@@ -1,0 +1,151 @@
+"""T6: what one gain removes, and what R² says of an SAE that outputs little (proofs/09_shrinkage.md)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from darkmatter.claims import shrinkage_margins as margins
+from darkmatter.claims.claim import AnyClaim, Claim
+
+_PAGE = "09_shrinkage"
+
+CLAIMS: tuple[AnyClaim, ...] = (
+    Claim(
+        theorem="T6",
+        name="best-gain",
+        page=_PAGE,
+        statement="alpha = Cov(x, Sae) / Var Sae minimises Var(x - g Sae) and removes (alpha - 1)^2 Var Sae",
+        assumptions="Sae(x) varies",
+        cases=margins.living(),
+        margin=margins.best,
+        twins={
+            "Sae regressed on x": partial(margins.best, by="x"),
+            "moments that are not centred": partial(margins.best, by="uncentred"),
+        },
+    ),
+    Claim(
+        theorem="T6",
+        name="gain-under-uniform-shrinkage",
+        page=_PAGE,
+        statement="alpha = (1-s) Var S1 / ((1-s)^2 Var S1 + Var N)",
+        assumptions="Sae = (1-s) S1 + N; S1 uncorrelated with the rest of x, N with both",
+        cases=margins.assumed(),
+        margin=margins.uniform,
+        show=margins.show,
+        twins={
+            "1 - s not squared": partial(margins.uniform, power=1),
+            "alpha = 1 / (1 - s)": partial(margins.uniform, hidden=False),
+        },
+    ),
+    Claim(
+        theorem="T6",
+        name="shrinkage-moves-shares",
+        page=_PAGE,
+        statement="Var e = Var U + s^2 Var S1 + Var N and Var r = (1-s)^2 Var q + Var N, q = (I-P) S1",
+        assumptions="Sae = (1-s) S1 + N; S1 uncorrelated with the rest U of x, N with both",
+        cases=margins.assumed(),
+        margin=margins.shares,
+        show=margins.show,
+        twins={
+            "the nonlinear error stays": partial(margins.shares, nonlinear_stays=True),
+            "s in place of s^2": partial(margins.shares, power=1),
+        },
+    ),
+    Claim(
+        theorem="T6",
+        name="rescaling-against-the-linear-share",
+        page=_PAGE,
+        statement="(alpha-1)^2 Var Sae <= linear error + (1 - alpha^2) nonlinear error",
+        assumptions="Sae(x) varies",
+        cases=margins.living(),
+        margin=margins.removable,
+        twins={"swapped sign": partial(margins.removable, sign=-1.0)},
+    ),
+    Claim(
+        theorem="T6",
+        name="small-reconstructions-have-a-high-r2",
+        page=_PAGE,
+        statement="R2 of e on x >= 1 - Var Sae / Var x; with gain one, R2 >= FVU",
+        assumptions="x varies",
+        cases=margins.living(),
+        margin=margins.least,
+        twins={"1 - (Var Sae / Var x)^2": partial(margins.least, power=2.0)},
+    ),
+    Claim(
+        theorem="T6",
+        name="least-r2-is-attained",
+        page=_PAGE,
+        statement="with PSae = c x, R2 = 1 - (rho - (1 + rho - f)^2 / 4) / f; with gain one, R2 = f = 1 - rho",
+        assumptions="Sae = c x + N, N uncorrelated with x; rho = Var Sae / Var x, f = FVU",
+        cases=margins.mixed,
+        margin=margins.attained,
+        twins={"1 - rho at any gain": partial(margins.attained, known=False)},
+    ),
+    Claim(
+        theorem="T6",
+        name="uneven-shrinkage-remains",
+        page=_PAGE,
+        statement="the best gain leaves Var S1 (1 - (E t)^2 / (E t^2 + Var N / Var S1)) of S1, t = 1 - s_i",
+        assumptions="uncorrelated amplitudes, unit directions that may overlap; means weighted by Var w_i",
+        cases=margins.uneven,
+        margin=margins.remainder,
+        twins={
+            "plain means": partial(margins.remainder, weighted=False),
+            "c^2 in place of c^2 / (1 + c^2)": partial(margins.remainder, normalised=False),
+        },
+    ),
+    Claim(
+        theorem="T6",
+        name="the-gain-shows-the-shrinkage",
+        page=_PAGE,
+        statement="alpha = 1 / (1 - s)",
+        assumptions="Sae = (1-s) S1 + N; S1 uncorrelated with the rest of x, N with both",
+        cases=margins.assumed(),
+        margin=margins.gain_is_shrinkage,
+        show=margins.show,
+        false=True,
+        known=(margins.population(learned=(0, 0, 2, 2), introduced=(-1, 1, -1, 1)), 0.0),
+        twins={"nothing introduced added to the assumptions": partial(margins.gain_is_shrinkage, introduced=False)},
+    ),
+    Claim(
+        theorem="T6",
+        name="rescaling-removes-only-linear-error",
+        page=_PAGE,
+        statement="(alpha-1)^2 Var Sae is at most the linear error",
+        assumptions="Sae(x) varies",
+        cases=margins.living(),
+        margin=margins.at_most_linear,
+        false=True,
+        known=margins.population(learned=(0, 0, 2, 2), introduced=(-1, 1, -1, 1)),
+        twins={"a gain above one added to the assumptions": partial(margins.at_most_linear, shrunken=True)},
+    ),
+    Claim(
+        theorem="T6",
+        name="high-r2-shows-linear-missing-features",
+        page=_PAGE,
+        statement="R2 of e on x is at most R2 of the missing part of x on x",
+        assumptions="Sae = (1-s) S1, nothing introduced; S1 uncorrelated with the missing part",
+        cases=margins.assumed(),
+        margin=margins.linear_missing,
+        show=margins.show,
+        false=True,
+        known=(margins.population(learned=(0, 0, 2, 2), rest=(0, 2, 0, 2), linear=(0, 0, -1, -1)), 0.5),
+        twins={"no shrinkage added to the assumptions": partial(margins.linear_missing, shrunken=False)},
+    ),
+    Claim(
+        theorem="T6",
+        name="a-higher-r2-is-a-better-sae",
+        page=_PAGE,
+        statement="of two SAEs on the same x, the one with the higher R2 has no higher FVU",
+        assumptions="x varies",
+        cases=margins.two_saes(),
+        margin=margins.better,
+        show=margins.show_two,
+        false=True,
+        known=(
+            margins.population(learned=(0, 0, 2, 2), introduced=(-0.1, 0.1, -0.1, 0.1)),
+            margins.population(learned=(0, 0, 2, 2), linear=(0, 0, -2, -2)),
+        ),
+        twins={"equal linear error added to the assumptions": partial(margins.better, equal_linear=True)},
+    ),
+)
