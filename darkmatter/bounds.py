@@ -24,14 +24,14 @@ _NO_INSTRUMENT = 1e-6
 
 
 def introduced_bounds(i: int, means: FoldMeans, nonlinear: Estimate, total: Moments, fit: CrossFit) -> Introduced:
-    """T5b: [max(0, Var Sae − Cov(x, Sae)), Var r] with the sensitivity curve in the shrinkage s."""
+    """T5b: [max(0, Var Sae − Cov(x, Sae)), Var r] with the sensitivity curve in the mean shrinkage s."""
     left = means.ratio(means.ee[:, i, i] - means.xe[:, i], means.x)
     var_x = means.var_x
     covariance = (var_x - means.mean(means.xe[:, i])) / var_x
     most = _max_shrinkage(i, total, fit)
-    # Var N(s) is a line; beyond the shrinkage at which it meets the upper end it says nothing more
+    # up to the upper end, not to `most`: trained SAEs shrink unevenly and lie beyond it (proofs/08)
     meets = (nonlinear.value - left.value) / covariance if covariance > 0 else 0.0
-    stop = min(most, max(0.0, meets))
+    stop = min(1.0, max(0.0, meets))
     steps = np.linspace(0.0, stop, _SENSITIVITY_POINTS if stop > 0 else 1)
     return Introduced(
         # ends that cross refute T5b's assumptions (an over-scaled decoder, say): then only the trivial end is left

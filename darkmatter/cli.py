@@ -23,6 +23,9 @@ app = typer.Typer(
 CELLS_FAILED = 3
 """Exit code of a sweep some of whose cells failed; the others are saved."""
 
+PROOF_FAILED = 1
+"""Exit code of `prove` when a claim does not stand as its page says."""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -183,6 +186,49 @@ def presets(as_json: o.Json = False) -> None:
 
 @app.command()
 @one_clear_line
+def prove(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Theorems (T5b), claims or pages (08); all if none is given."),
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Cases to try per claim; a costly claim tries fewer.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    twins: Annotated[bool, typer.Option("--twins", help="Also run the wrong twins, which must be caught.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one per core by default.")] = None,
+    list_claims: Annotated[bool, typer.Option("--list", help="List the claims, run nothing.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Attack every theorem that the numbers rest on; show what holds, how tightly, and what is false as stated."""  # noqa: DOC501 - the exit code is shown in the docs
+    from darkmatter.commands.prove import ProveRun, run_prove
+
+    run = ProveRun(
+        names=tuple(names or ()),
+        examples=examples,
+        seed=seed,
+        twins=twins,
+        jobs=jobs,
+        list_only=list_claims,
+        as_json=as_json,
+    )
+    if not run_prove(run):
+        raise typer.Exit(PROOF_FAILED)
+
+
+@app.command()
+@one_clear_line
+def bracket(
+    fvu: Annotated[float, typer.Option(help="Published FVU, Var e / Var x (a share, not a percentage).")],
+    r2: Annotated[float, typer.Option(help="Published R² of the error regressed on x.")],
+    as_json: o.Json = False,
+) -> None:
+    """What a published FVU and R² allow for introduced error (T5a): a calculator for reading papers."""
+    from darkmatter.commands.bracket import show_bracket
+
+    show_bracket(fvu, r2, as_json=as_json)
+
+
+@app.command()
+@one_clear_line
 def decompose(
     acts: Annotated[
         Path | None, typer.Option(help="Activations x, (n, d): .npy or .safetensors.", rich_help_panel="Arrays")
@@ -195,8 +241,10 @@ def decompose(
     model: Annotated[str | None, typer.Option(help="Model folder or hub id.", rich_help_panel=o.MODEL)] = None,
     site: o.Site = "",
     sae: Annotated[
-        list[str] | None, typer.Option(help="SAE folder: PATH or NAME=PATH; repeatable.", rich_help_panel=o.MODEL)
+        list[str] | None,
+        typer.Option(help="SAE folder, file or hub id: PLACE or NAME=PLACE; repeatable.", rich_help_panel=o.MODEL),
     ] = None,
+    family: o.Family = None,
     text: Annotated[
         Path | None, typer.Option(help="Text: .txt, .json list or .jsonl.", rich_help_panel=o.MODEL)
     ] = None,
@@ -240,8 +288,22 @@ def decompose(
             skip_first=skip_first,
             max_tokens=max_tokens,
         )
-        source = sae_source(options, sae)
+        source = sae_source(options, sae, family=family)
     run_decompose(source, folds=folds, out=out, checkpoint_seconds=checkpoint_seconds, device=device, as_json=as_json)
+
+
+@app.command()
+@one_clear_line
+def inspect(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="Folder, file or hub id, such as owner/name/folder@rev.")],
+    family: o.Family = None,
+    revision: o.Revision = None,
+    as_json: o.Json = False,
+) -> None:
+    """Say what an SAE is: family, architecture, sizes, advertised site and L0, and what is applied on reading."""
+    from darkmatter.commands.inspect import run_inspect
+
+    run_inspect(sae, family=family, revision=revision, as_json=as_json)
 
 
 @app.command("train-sae")

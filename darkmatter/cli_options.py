@@ -134,6 +134,14 @@ KeepSaes = Annotated[bool, _option("Keep every trained SAE, in OUT/saes.", RUN, 
 ModelFolder = Annotated[str, _option("Model folder or hub id.", MODEL, "--model")]
 Site = Annotated[str, _option("Where to read the model, such as resid_post:2.", MODEL)]
 Text = Annotated[Path, _option("Text: .txt, .json list or .jsonl.", MODEL)]
+Family = Annotated[
+    str | None,
+    _option(
+        "Family of the SAEs, where it is not recognised: gemmascope, saelens, sparsify, dictionary_learning, openai or "
+        "darkmatter.",
+        MODEL,
+    ),
+]
 Revision = Annotated[str | None, _option("Revision on the hub.", MODEL)]
 Dtype = Annotated[str, _option("Precision of the model.", MODEL)]
 Device = Annotated[str, _option("Torch device of model, SAEs and sums.", MODEL)]

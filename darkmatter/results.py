@@ -30,10 +30,11 @@ DEFINITION = (
 )
 
 INTRODUCED_ASSUMPTIONS = (
-    "T5b. Learned sparse part S1 uncorrelated with the rest of x; introduced error N uncorrelated with both; linear "
-    "error is a uniform shrinkage Sae = (1-s) S1 + N, s >= 0. Then max(0, Var Sae - Cov(x, Sae)) <= Var N <= Var r, "
-    "the left end attained at s = 0. A decoder trained to optimal scale has Var Sae = Cov(x, Sae), so one trained SAE "
-    "says nothing from below: read the sensitivity Var N(s), or compare two SAEs (T8)."
+    "T5b. Learned sparse part S1 uncorrelated with the rest of x, its features with each other; introduced error N "
+    "uncorrelated with both; the linear error shrinks each learned feature by its own s_i in [0, 1]. Then "
+    "max(0, Var Sae - Cov(x, Sae)) <= Var N <= Var r, the left end attained without shrinkage; the right end needs T3 "
+    "alone. A decoder trained to optimal scale has Var Sae = Cov(x, Sae), so one trained SAE says nothing from below "
+    "(T5e): read the sensitivity Var N(s), s the mean shrinkage, or compare two SAEs (T8)."
 )
 
 REPLICATE_ASSUMPTIONS = (
@@ -56,8 +57,10 @@ class Introduced:
         high: Upper end with its sampling error.
         lower_end: max(0, Var Sae − Cov(x, Sae)) / Var x.
         upper_end: Var r / Var x, the same as `fvu_nonlinear`.
-        sensitivity: Points (s, Var N(s) / Var x), Var N(s) = Var Sae − (1 − s) Cov(x, Sae), up to the upper end.
-        max_shrinkage: Largest s that the data allow: 1 minus the largest eigenvalue of the map of Sae on x.
+        sensitivity: Points (s, Var N(s) / Var x), Var N(s) = Var Sae − (1 − s) Cov(x, Sae), up to the upper end; s is
+            the mean of the features' shrinkages, feature i weighted by (1 − s_i) Var(w_i).
+        max_shrinkage: Largest s that the data allow if all features shrink alike: 1 minus the largest eigenvalue of
+            the map of Sae on x. Trained SAEs shrink unevenly, and their mean shrinkage is larger (proofs/08).
         assumptions: What must hold, in words.
     """
 

@@ -276,7 +276,7 @@ def _global_rng_is_kept() -> Iterator[None]:
 def test_tuple_and_tensor_outputs_and_early_exit(as_tuple: bool) -> None:
     toy = Toy(as_tuple).eval()
     ids = torch.arange(10).reshape(2, 5)
-    got = capture(toy, SITE, ids, torch.ones_like(ids))
+    got = capture(toy, [SITE], ids, torch.ones_like(ids))[SITE]
     want = toy.embed(ids)
     for layer in toy.layers[:2]:
         want = want + layer.linear(want).tanh()
@@ -289,7 +289,7 @@ def test_tuple_and_tensor_outputs_and_early_exit(as_tuple: bool) -> None:
 def test_captured_activations_can_be_trained_on() -> None:
     toy = Toy(False).eval()
     ids = torch.arange(4)[None]
-    got = capture(toy, SITE, ids, torch.ones_like(ids))
+    got = capture(toy, [SITE], ids, torch.ones_like(ids))[SITE]
     assert not got.is_inference()
     weight = torch.zeros(4, 4, requires_grad=True)
     (got @ weight).sum().backward()
@@ -299,11 +299,11 @@ def test_captured_activations_can_be_trained_on() -> None:
 def test_errors_inside_the_model_surface_and_leave_no_hook() -> None:
     toy = Toy(False).eval()
     with pytest.raises(IndexError):
-        capture(toy, SITE, torch.tensor([[99]]), torch.ones(1, 1))
+        capture(toy, [SITE], torch.tensor([[99]]), torch.ones(1, 1))
     assert hooks(toy) == 0
     toy.stop_before = 1
     with pytest.raises(InputError, match="never ran resid_post:1"):
-        capture(toy, SITE, torch.tensor([[9]]), torch.ones(1, 1))
+        capture(toy, [SITE], torch.tensor([[9]]), torch.ones(1, 1))
     assert hooks(toy) == 0
 
 
@@ -311,14 +311,15 @@ def test_an_output_of_another_shape_is_refused() -> None:
     toy = Toy(False).eval()
     toy.layers[1] = nn.Flatten()
     with pytest.raises(InputError, match=r"yields \(2, 20\), expected \(batch, pos, d\)"):
-        capture(toy, SITE, torch.arange(10).reshape(2, 5), torch.ones(2, 5))
+        capture(toy, [SITE], torch.arange(10).reshape(2, 5), torch.ones(2, 5))
 
 
 @models
 @pytest.mark.parametrize("layer", range(4))
 def test_capture_equals_a_full_forward_and_a_truncated_model(loaded: LoadedModel, layer: int) -> None:
     ids, mask = tokens()
-    got = capture(loaded.model, Site(kind="resid_post", layer=layer), ids, mask)
+    site = Site(kind="resid_post", layer=layer)
+    got = capture(loaded.model, [site], ids, mask)[site]
     full: list[Any] = []
     inner: Any = loaded.model.model
     handle = inner.layers[layer].register_forward_hook(lambda m, i, out: full.append(out))
@@ -342,7 +343,7 @@ def test_capture_leaves_the_model_as_it_was(loaded: LoadedModel) -> None:
     with torch.no_grad():
         before = loaded.model(input_ids=ids, attention_mask=mask).logits
         count = hooks(loaded.model)
-        capture(loaded.model, SITE, ids, mask)
+        capture(loaded.model, [SITE], ids, mask)
         assert hooks(loaded.model) == count
         assert torch.equal(loaded.model(input_ids=ids, attention_mask=mask).logits, before)
 
@@ -384,7 +385,7 @@ def test_each_row_is_the_activation_of_its_token(loaded: LoadedModel) -> None:
     for index in np.unique(groups):
         of_doc = groups == index
         alone = torch.tensor([[2, *ids[of_doc].tolist()]])
-        want = capture(loaded.model, SITE, alone, torch.ones_like(alone))[0, positions[of_doc]]
+        want = capture(loaded.model, [SITE], alone, torch.ones_like(alone))[SITE][0, positions[of_doc]]
         assert relative(x[torch.from_numpy(of_doc)], want) < 1e-5
 
 

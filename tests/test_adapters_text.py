@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from darkmatter.adapters import Site, count_documents, find_blocks, parse_site, read_documents, tokenise
-from darkmatter.adapters.sites import site_module
+from darkmatter.adapters.sites import resolve_site
 from darkmatter.errors import FileFormatError, InputError
 
 
@@ -86,13 +86,6 @@ def test_unreadable_sites(text: str) -> None:
         parse_site(text)
 
 
-def test_unsupported_site_lists_what_is_supported() -> None:
-    with pytest.raises(InputError, match="'mlp_out' is not supported, expected one of resid_post"):
-        parse_site("mlp_out:2")
-    with pytest.raises(InputError, match="not supported"):
-        site_module(Stack(2), Site(kind="mlp_out", layer=0))
-
-
 class Stack(nn.Module):
     def __init__(self, depth: int | None, *lengths: int) -> None:
         super().__init__()
@@ -104,7 +97,7 @@ class Stack(nn.Module):
 def test_blocks_are_the_only_list_of_that_length() -> None:
     model = Stack(3, 3, 2)
     assert find_blocks(model) is model.list0
-    assert site_module(model, Site(kind="resid_post", layer=2)) is model.list0[2]
+    assert resolve_site(model, Site(kind="resid_post", layer=2)).module is model.list0[2]
 
 
 def test_blocks_of_a_nested_configuration() -> None:
@@ -130,7 +123,7 @@ def test_unclear_blocks_are_refused(model: nn.Module, words: str) -> None:
 
 def test_layer_out_of_range() -> None:
     with pytest.raises(InputError, match=r"resid_post:3 does not exist: layers run from 0 to 2"):
-        site_module(Stack(3), Site(kind="resid_post", layer=3))
+        resolve_site(Stack(3), Site(kind="resid_post", layer=3))
 
 
 @dataclass

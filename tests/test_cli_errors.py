@@ -485,7 +485,7 @@ def test_a_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize(
     ("site", "words"),
-    [("mlp_out:2", "site kind 'mlp_out' is not supported"), ("2", "cannot be read"), ("resid_post:-1", "cannot be")],
+    [("mlp_in:2", "site kind 'mlp_in' is not supported"), ("2", "cannot be read"), ("resid_post:-1", "cannot be")],
 )
 def test_an_unknown_site(tmp_path: Path, site: str, words: str) -> None:
     good(*TINY, "--out", tmp_path / "run")

@@ -202,6 +202,36 @@ def test_topk_has_no_gemmascope_form(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_an_input_norm_has_a_saelens_form_and_no_gemmascope_form(tmp_path: Path, norm: Any) -> None:
+    plain = make("jumprelu")
+    sae = SAE(**plain.tensors(), activation="jumprelu", input_norm=norm)
+    export_saelens(sae, tmp_path)
+    said = json.loads((tmp_path / "cfg.json").read_text())["normalize_activations"]
+    assert said == {"layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}[norm]
+    with pytest.raises(InputError, match=f"an SAE with {norm} has no GemmaScope form: use export_saelens"):
+        export_gemmascope(sae, tmp_path / "params.npz")
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_saelens_itself_rescales_the_same(tmp_path: Path, norm: Any) -> None:
+    sae_lens = pytest.importorskip("sae_lens", reason="needs the `bench` extra (sae-lens)")
+    sae = SAE(**make("relu").tensors(), input_norm=norm)
+    export_saelens(sae, tmp_path)
+    x = 3 * activations(make("relu")) + 1
+    with torch.no_grad():
+        assert (sae_lens.SAE.load_from_disk(str(tmp_path))(x) - sae(x)).abs().max() <= TOLERANCE
+
+
+def test_groupmax_has_neither_form(tmp_path: Path) -> None:
+    sae = SAE(**make("relu").tensors(), activation="groupmax", k=5)
+    with pytest.raises(InputError, match="a groupmax SAE has no SAELens form: write it with save_sae"):
+        export_saelens(sae, tmp_path / "sae")
+    with pytest.raises(InputError, match=r"a groupmax SAE \(k = 5\) cannot be written .*write it with save_sae"):
+        export_gemmascope(sae, tmp_path / "params.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_targets_and_metadata_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for metadata in ({"x": float("nan")}, {"x": torch.ones(1)}):
         with pytest.raises(InputError, match="metadata cannot be written as JSON"):

@@ -264,7 +264,7 @@ NAN = torch.full((S,), torch.nan, dtype=torch.float64)
         ("relu", {"b_enc": torch.ones(S).long()}, "b_enc has dtype torch.int64"),
         ("relu", {"b_enc": [0.0] * S}, "b_enc is a list"),
         ("relu", {"W_enc": torch.ones(D, S).to(torch.float8_e4m3fn)}, "W_enc has dtype torch.float8_e4m3fn"),
-        ("gelu", {}, "activation is 'gelu', expected one of relu, topk, jumprelu"),
+        ("gelu", {}, "activation is 'gelu', expected one of relu, topk, groupmax, jumprelu"),
         ("relu", {"k": 3}, "k is 3 with activation 'relu'"),
         ("topk", {"k": None}, "k is None with activation 'topk'"),
         ("topk", {"k": 0}, "k is 0, expected an integer from 1 to d_sae = 40"),
@@ -354,3 +354,90 @@ def test_bag_sum_with_an_empty_bag() -> None:
     table = torch.eye(3)
     got = bag_sum(torch.tensor([2, 0]), torch.tensor([5.0, 7.0]), torch.tensor([0, 1, 1, 2]), table)
     assert got.tolist() == [[0, 0, 5], [0, 0, 0], [7, 0, 0]]
+
+
+# groups of latents, and tokens that are rescaled
+
+
+@pytest.mark.parametrize("k", [1, 4, 8, S])
+def test_groupmax_keeps_the_largest_of_each_run(k: int) -> None:
+    sae, x = make("groupmax", k=k), tokens(17)
+    assert sae.b_pre is not None
+    pre = ((x - sae.b_pre) @ sae.W_enc + sae.b_enc).numpy()
+    codes = np.zeros_like(pre)
+    for i, row in enumerate(pre):
+        for start in range(0, S, S // k):
+            best = max(range(start, start + S // k), key=row.__getitem__)
+            codes[i, best] = max(row[best], 0)
+    got = sae.encode(x)
+    np.testing.assert_allclose(got.dense().numpy(), codes, rtol=0, atol=1e-13)
+    assert len(got.values) == 17 * k
+    np.testing.assert_allclose(sae(x).numpy(), codes @ sae.W_dec.numpy() + sae.b_dec.numpy(), rtol=0, atol=1e-12)
+    assert torch.equal(sae(x), sae.decode(got))
+
+
+def test_the_extremes_of_groupmax_are_topk_and_relu() -> None:
+    x = tokens(9)
+    assert torch.equal(make("groupmax", k=1)(x), make("topk", k=1)(x))
+    assert torch.equal(make("groupmax", k=S).encode(x).dense(), make("relu").encode(x).dense())
+
+
+@pytest.mark.parametrize("activation", [*KINDS, "groupmax"])
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_an_input_norm_rescales_and_scales_back(activation: Any, norm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    k: dict[str, Any] = {"k": 8} if activation == "groupmax" else {}
+    plain, sae, x = make(activation, **k), make(activation, input_norm=norm, **k), tokens(11)
+    if norm == "layer_norm":
+        shift, scale = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
+        inside = (x - shift) / (scale + 1e-5)
+    else:
+        scale = x.norm(dim=1, keepdim=True) / math.sqrt(D)
+        shift, inside = 0 * scale, x / scale
+    np.testing.assert_allclose(sae(x).numpy(), (plain(inside) * scale + shift).numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(sae.encode(x).dense().numpy(), plain.encode(inside).dense().numpy(), rtol=0, atol=1e-12)
+    assert float((sae(x) - plain(x)).abs().max()) > 0.1
+    whole = sae(x)
+    monkeypatch.setattr(record, "_CHUNK", 3 * S)
+    np.testing.assert_allclose(sae(x).numpy(), whole.numpy(), rtol=0, atol=1e-13)
+    with pytest.raises(InputError, match=f"SAE with {norm} do not hold the scale of their token: call the SAE on x"):
+        sae.decode(sae.encode(x))
+    assert sae.to(dtype=torch.float32).input_norm == norm
+    assert len({plain.fingerprint(), sae.fingerprint()}) == 2
+
+
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
+@settings(max_examples=40, deadline=None)
+def test_a_constant_norm_makes_the_sae_homogeneous(seed: int, scale: float) -> None:
+    sae, x = make("topk", seed=seed, input_norm="constant_norm"), tokens(6, seed=seed + 1)
+    np.testing.assert_allclose(sae(scale * x).numpy(), scale * sae(x).numpy(), rtol=1e-9, atol=1e-9)
+
+
+@given(seed=st.integers(0, 10_000), shift=st.floats(-100, 100))
+@settings(max_examples=40, deadline=None)
+def test_a_layer_norm_lets_the_mean_pass(seed: int, shift: float) -> None:
+    sae, x = make("topk", seed=seed, input_norm="layer_norm"), tokens(6, seed=seed + 1)
+    np.testing.assert_allclose(sae(x + shift).numpy(), (sae(x) + shift).numpy(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_tokens_without_a_scale_stay_finite(norm: Any) -> None:
+    sae = make("relu", input_norm=norm)
+    zero = sae(torch.zeros(2, D, dtype=torch.float64))
+    assert torch.equal(zero, torch.zeros_like(zero))
+    assert sae(tokens(0)).shape == (0, D)
+
+
+@pytest.mark.parametrize(
+    ("activation", "fields", "message"),
+    [
+        ("relu", {"input_norm": "batch_norm"}, "input_norm is 'batch_norm', expected None or one of layer_norm"),
+        ("groupmax", {"k": 7}, "k is 7, expected a divisor of d_sae = 40"),
+        ("groupmax", {"k": None}, "k is None with activation 'groupmax'"),
+    ],
+)
+def test_wrong_settings_are_named(activation: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(activation, **fields)
+    one = torch.ones(1, 1)
+    with pytest.raises(InputError, match="one value has no spread"):
+        SAE(one, torch.zeros(1), one, torch.zeros(1), input_norm="layer_norm")

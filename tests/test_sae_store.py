@@ -53,6 +53,18 @@ def test_round_trip_is_bit_exact(tmp_path: Path, activation: str, dtype: torch.d
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["cfg.json", "sae.safetensors"]
 
 
+@pytest.mark.parametrize("norm", [None, "layer_norm", "constant_norm"])
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_every_setting_survives(tmp_path: Path, activation: Any, norm: Any) -> None:
+    plain = make("relu")
+    sae = SAE(**plain.tensors(), activation=activation, k=1, input_norm=norm)
+    save_sae(sae, tmp_path)
+    found = load_sae(tmp_path)
+    assert same(found, sae) and found.input_norm == norm
+    assert found.fingerprint() == sae.fingerprint()
+    assert ("input_norm" in json.loads((tmp_path / "cfg.json").read_text())) is (norm is not None)
+
+
 def test_saving_again_replaces(tmp_path: Path) -> None:
     save_sae(make("topk"), tmp_path)
     save_sae(make("jumprelu", seed=1), str(tmp_path))
@@ -139,6 +151,8 @@ def test_an_interrupted_save_over_an_older_sae_is_refused(tmp_path: Path) -> Non
         ({"activation": "gelu"}, "activation is 'gelu'"),
         ({"activation": ["topk"]}, "activation is "),
         ({"activation": "jumprelu", "k": None}, "threshold is missing"),
+        ({"input_norm": "batch_norm"}, "input_norm is 'batch_norm'"),
+        ({"input_norm": ["layer_norm"]}, "input_norm is "),
         ({"d_sae": 6}, r"W_enc of shape \(3, 5\), cfg.json says \(3, 6\)"),
         ({"dtype": "bfloat16"}, "dtype float32, cfg.json says 'bfloat16'"),
         ({"sha256": "0"}, "does not match the sha256"),

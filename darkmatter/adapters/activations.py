@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from darkmatter.adapters.hf import LoadedModel, capture
-from darkmatter.adapters.sites import Site, parse_site, site_module, text_config
+from darkmatter.adapters.capture import capture
+from darkmatter.adapters.hf import LoadedModel
+from darkmatter.adapters.sites import Site, parse_site, resolve_site, text_config
 from darkmatter.adapters.tokens import TokenisedText, tokenise
 from darkmatter.errors import InputError
 
@@ -122,7 +123,7 @@ class ModelActivations:
             mask[row, : len(sequence)] = 1
         counted = mask.astype(bool)
         counted[:, : self.tokens.skip_first] = False
-        hidden = capture(self.loaded.model, self.site, torch.from_numpy(padded), torch.from_numpy(mask))
+        hidden = capture(self.loaded.model, (self.site,), torch.from_numpy(padded), torch.from_numpy(mask))[self.site]
         if hidden.shape[2] != self.d_model:
             raise InputError(f"{self.site} has width {hidden.shape[2]}, expected the model's {self.d_model}")
         x = hidden[torch.from_numpy(counted).to(hidden.device)].float()
@@ -175,7 +176,7 @@ def model_activations(
             of another model.
     """
     place = parse_site(site) if isinstance(site, str) else site
-    site_module(loaded.model, place)
+    resolve_site(loaded.model, place)
     if batch_docs < 1:
         raise InputError(f"batch_docs is {batch_docs}, expected at least 1")
     longest = getattr(text_config(loaded.model), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Hugging Face language models: loading one safely, and reading one site of it.
+"""Hugging Face language models: loading one safely.
 
 `transformers` is imported inside the functions, so that everything else works without it.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from darkmatter.adapters.sites import Site, find_blocks, site_module, text_config
+from darkmatter.adapters.sites import find_blocks, text_config
 from darkmatter.errors import DarkmatterError, FileFormatError, InputError
 from darkmatter.files import read_json
 
@@ -76,7 +76,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    place = _device(device)
+    place = torch_device(device)
     transformers = _transformers()
     folder = Path(folder_or_id)
     local = folder.is_dir()
@@ -125,49 +125,6 @@ def load_model(
     )
 
 
-class _CapturedError(Exception):
-    """Ends a forward pass once the wanted site has been reached."""
-
-
-def capture(model: nn.Module, site: Site, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Run a model up to a site and return the activation there; later layers are not computed.
-
-    Args:
-        model: The model, in evaluation mode.
-        site: Where to read.
-        input_ids: Token ids, (batch, pos).
-        attention_mask: 1 for tokens and 0 for padding, (batch, pos).
-
-    Returns:
-        Activations, (batch, pos, d), in the model's precision and on its device.
-
-    Raises:
-        InputError: The site does not exist, the forward pass never reached it, or it yielded another shape.
-    """
-    seen: list[Tensor] = []
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        # Older transformers return a tuple; indexing a bare tensor with [0] would take the first sequence only.
-        seen.append(output[0] if isinstance(output, tuple) else output)
-        raise _CapturedError
-
-    handle = site_module(model, site).register_forward_hook(hook)
-    device = next(model.parameters()).device
-    try:
-        with torch.inference_mode():
-            model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
-    except _CapturedError:
-        pass
-    finally:
-        handle.remove()
-    if not seen:
-        raise InputError(f"the forward pass of {type(model).__name__} never ran {site}: is this block switched off?")
-    if not isinstance(seen[0], Tensor) or seen[0].ndim != 3 or seen[0].shape[:2] != input_ids.shape:
-        got = tuple(seen[0].shape) if isinstance(seen[0], Tensor) else type(seen[0]).__name__
-        raise InputError(f"{site} yields {got}, expected (batch, pos, d) with {tuple(input_ids.shape)} tokens")
-    return seen[0].clone()  # made outside inference mode, so that an SAE can be trained on it
-
-
 def _transformers() -> Any:
     try:
         return import_module("transformers")
@@ -175,7 +132,18 @@ def _transformers() -> Any:
         raise InputError(f"transformers cannot be imported ({error}): run `pip install 'darkmatter[models]'`") from None
 
 
-def _device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
+    """Find a torch device and check that it can hold something.
+
+    Args:
+        device: Such as "cpu" or "cuda:0".
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: There is none of that name, or it cannot be used.
+    """
     try:
         place = torch.device(device)
         torch.empty(0, device=place)

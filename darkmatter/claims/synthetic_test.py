@@ -263,7 +263,7 @@ CLAIMS: tuple[AnyClaim, ...] = (
         ),
         margin=_validates,
         false=True,
-        known=Grid(1000.0, 3.0, 1.0, 4),
+        known=Grid(1000.0, 3.0, 1.0, 3),
         twins={"noise at least as strong as S added": partial(_validates, loud=True)},
     ),
 )

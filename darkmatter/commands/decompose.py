@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from darkmatter.adapters import ModelSource, files_source
+from darkmatter.adapters import ModelSource, files_source, load_any_sae
+from darkmatter.adapters.saes.hooks import same_place
 from darkmatter.batch import BatchSource
 from darkmatter.commands.console import put, say, show_results, steps
 from darkmatter.commands.model_options import ModelOptions
@@ -16,7 +16,6 @@ from darkmatter.errors import InputError
 from darkmatter.files import write_json, write_tensors
 from darkmatter.plots import save_decomposition_figure
 from darkmatter.report import Report
-from darkmatter.sae import SAE, load_sae, load_sae_metadata
 from darkmatter.store import Checkpoint
 
 
@@ -53,15 +52,21 @@ def arrays_source(acts: Path, recons: Sequence[str], docs: Path | None) -> Batch
     return files_source(acts, named_paths(recons, "--recon"), docs)
 
 
-def sae_source(options: ModelOptions, saes: Sequence[str]) -> BatchSource:
-    """Source of a model's activations with SAEs of our own format."""
-    folders = named_paths(saes, "--sae")
-    loaded: dict[str, SAE] = {name: load_sae(folder).to(device=options.device) for name, folder in folders.items()}
-    notes: dict[str, Any] = {
-        name: {"training": load_sae_metadata(folders[name]), "fingerprint": sae.fingerprint()}
-        for name, sae in loaded.items()
-    }
-    return ModelSource(activations=options.activations(), saes=loaded, notes=notes)
+def sae_source(options: ModelOptions, saes: Sequence[str], *, family: str | None = None) -> BatchSource:
+    """Source of a model's activations with SAEs of any known family."""
+    places = named_paths(saes, "--sae")
+    loaded = {name: load_any_sae(place, family=family, device=options.device) for name, place in places.items()}
+    source = ModelSource(
+        activations=options.activations(),
+        saes={name: sae.sae for name, sae in loaded.items()},
+        notes={name: sae.describe() for name, sae in loaded.items()},
+    )
+    for name, sae in loaded.items():  # only now, when all is well: an error is one line
+        if sae.site is not None and not same_place(sae.site, options.site):
+            say(f"Warning: {name} was made for {sae.site} according to its files, not for {options.site}.")
+        if sae.sae.input_norm is not None:
+            say(f"Note on {name}: {sae.normalisation}")
+    return source
 
 
 def run_decompose(

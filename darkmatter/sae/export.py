@@ -19,6 +19,7 @@ SAELENS_VERSION = "6.54.0"
 """The SAELens version whose layout is written; without it a folder would be read by the rules before 6.0."""
 
 _ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+_NORMS = {None: "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
 
 
 def export_saelens(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -31,13 +32,15 @@ def export_saelens(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] 
     export is refused by the reader instead of mixing two SAEs.
 
     Args:
-        sae: The SAE, any activation.
+        sae: The SAE, any activation but groupmax.
         folder: Created if missing; an export already there is replaced.
         metadata: Goes into `cfg.json` as SAELens' metadata (its own names are model_name, hook_name, ...), as JSON.
 
     Raises:
-        InputError: `metadata` is not JSON, `folder` is a file, or a folded bias overflows.
+        InputError: A groupmax SAE, `metadata` is not JSON, `folder` is a file, or a folded bias overflows.
     """
+    if sae.activation == "groupmax":
+        raise InputError("a groupmax SAE has no SAELens form: write it with save_sae")
     folder, described = check_target(folder, metadata)
     described["sae_lens_version"] = SAELENS_VERSION
     subtracts = sae.b_pre is not None and torch.equal(sae.b_pre, sae.b_dec)
@@ -49,7 +52,7 @@ def export_saelens(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] 
         "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": subtracts,
-        "normalize_activations": "none",
+        "normalize_activations": _NORMS[sae.input_norm],
         "reshape_activations": "none",
         "metadata": described,
     }
@@ -86,14 +89,17 @@ def export_gemmascope(sae: SAE, path: Path | str) -> None:
         path: The file, ending in `.npz`; GemmaScope calls it `params.npz`. Replaced if it exists.
 
     Raises:
-        InputError: A TopK SAE, another suffix, or a value that overflows float32.
+        InputError: A TopK or groupmax SAE, one with an input norm, another suffix, or a value that overflows float32.
     """
     path = Path(path)
     if sae.k is not None:
+        remedy = "use export_saelens" if sae.activation == "topk" else "write it with save_sae"
         raise InputError(
-            f"a topk SAE (k = {sae.k}) cannot be written in the GemmaScope format, which has one fixed threshold per "
-            "latent: use export_saelens, or train a jumprelu or batchtopk SAE"
+            f"a {sae.activation} SAE (k = {sae.k}) cannot be written in the GemmaScope format, which has one fixed "
+            f"threshold per latent: {remedy}, or train a jumprelu or batchtopk SAE"
         )
+    if sae.input_norm is not None:
+        raise InputError(f"an SAE with {sae.input_norm} has no GemmaScope form: use export_saelens")
     if path.suffix != ".npz" or path.is_dir():
         raise InputError(f"{path} is no .npz file, expected a path such as folder/params.npz")
     W_enc, b_enc = sae.W_enc.double(), _folded_bias(sae)

@@ -68,6 +68,21 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, candidates.gather(1, chosen)
 
 
+def group_max(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Select the largest entry of each of k runs of neighbouring columns.
+
+    Args:
+        pre: Pre-activations, (n, d_sae).
+        k: Number of runs, a divisor of d_sae.
+
+    Returns:
+        Values (n, k) and columns (n, k), int64.
+    """
+    size = pre.shape[1] // k
+    best = rearrange(pre, "n (k size) -> n k size", size=size).max(dim=2)
+    return best.values, best.indices + torch.arange(0, pre.shape[1], size, device=pre.device)
+
+
 def bag_sum_with_pullback(
     latents: Tensor, values: Tensor, offsets: Tensor, table: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

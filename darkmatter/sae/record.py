@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,11 +11,9 @@ from torch import Tensor
 from darkmatter.checks import as_float_tensor, check_finite, check_matrix
 from darkmatter.errors import InputError
 from darkmatter.sae.codes import Codes
-from darkmatter.sae.kernels import bag_sum, top_k
-
-Activation = Literal["relu", "topk", "jumprelu", "gated"]
-
-_GATE = ("b_gate", "b_mag", "r_mag")
+from darkmatter.sae.input_norm import normalise
+from darkmatter.sae.kernels import bag_sum, group_max, top_k
+from darkmatter.sae.record_checks import Activation, InputNorm, check_activation, check_shapes
 
 _DENSE_PAYS = 0.1
 """Share of active latents above which the dense product is used (measured crossover .06 out of cache, .4 in it)."""
@@ -34,10 +31,17 @@ class SAE:
     * relu: max(pre, 0);
     * topk: the k largest of each token's pre, then relu, so that a kept negative becomes 0; which of several equal
       entries is kept is arbitrary but depends on that token alone;
+    * groupmax: the largest pre of each of k runs of d_sae / k neighbouring latents, then relu;
     * jumprelu: max(pre, 0) · (pre > threshold), strictly greater;
     * gated: max(exp(r_mag)·pre + b_mag, 0) · (pre + b_gate > 0), Rajamanoharan et al. (2024a) eq. 6 and 7. `pre` is
       the same as everywhere, so b_enc counts in both: a family without it stores zeros, and it can be folded away by
       b_gate + b_enc and b_mag + exp(r_mag)·b_enc.
+
+    With an `input_norm` x is first rescaled token by token, and the reconstruction is scaled back:
+
+    * layer_norm: x' = (x − μ) / (σ + 1e-5) and recon·σ + μ, with each token's mean μ over coordinates and standard
+      deviation σ (divisor d_model − 1);
+    * constant_norm: x' = x·√d_model / |x| and recon·|x| / √d_model.
 
     Everything is computed in the record's own dtype, to which x is cast, and the reconstruction has that dtype: use
     ``sae.to(dtype=torch.float32)`` where bfloat16 weights should not mean bfloat16 arithmetic. The record keeps the
@@ -49,12 +53,13 @@ class SAE:
         W_dec: Decoder (dictionary), one row per latent, (d_sae, d_model).
         b_dec: Decoder bias, (d_model,).
         b_pre: Subtracted from x before encoding, (d_model,); None subtracts nothing.
-        activation: "relu", "topk", "jumprelu" or "gated".
-        k: Latents kept per token; topk only.
+        activation: "relu", "topk", "groupmax", "jumprelu" or "gated".
+        k: Latents kept per token; topk and groupmax only.
         threshold: Per latent (d_sae,) or one for all (); jumprelu only.
         b_gate: Bias of the gate, (d_sae,); gated only, as the next two.
         b_mag: Bias of the magnitude, (d_sae,).
         r_mag: Logarithm of the magnitude's scale, (d_sae,).
+        input_norm: "layer_norm", "constant_norm", or None for none.
 
     Raises:
         InputError: A wrong shape, dtype, device, a value that is not finite, or a field that the activation lacks or
@@ -72,6 +77,7 @@ class SAE:
     b_gate: Tensor | None = None
     b_mag: Tensor | None = None
     r_mag: Tensor | None = None
+    input_norm: InputNorm | None = None
 
     def __post_init__(self) -> None:
         """Drop autograd history and check every field.
@@ -81,8 +87,8 @@ class SAE:
         """
         for name, value in self.tensors().items():
             object.__setattr__(self, name, as_float_tensor(value, name))
-        _check_activation(self)
-        _check_shapes(self)
+        check_activation(self)
+        check_shapes(self)
         for name, value in self.tensors().items():
             if value.dtype != self.dtype or value.device != self.device:
                 raise InputError(
@@ -113,16 +119,18 @@ class SAE:
 
     def tensors(self) -> dict[str, Tensor]:
         """List the tensor fields that are present, by name."""
-        present = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"activation", "k"}}
+        settings = {"activation", "k", "input_norm"}
+        present = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in settings}
         return {name: value for name, value in present.items() if value is not None}
 
     def fingerprint(self) -> str:
-        """Hash activation, k and every tensor (name, dtype, shape, bytes), so that another SAE is recognised as such.
+        """Hash the settings and every tensor (name, dtype, shape, bytes), so that another SAE is recognised as such.
 
         Returns:
             SHA-256 in hexadecimal; the same on every device.
         """
-        digest = hashlib.sha256(f"{self.activation} {self.k}".encode())
+        norm = "" if self.input_norm is None else f" {self.input_norm}"
+        digest = hashlib.sha256(f"{self.activation} {self.k}{norm}".encode())
         for name, value in self.tensors().items():
             digest.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -135,7 +143,7 @@ class SAE:
             x: Activations, (n, d_model), any floating dtype; n may be 0.
 
         Returns:
-            The codes; topk stores exactly k entries per token, the others only what is above zero.
+            The codes; topk and groupmax store exactly k entries per token, the others only what is above zero.
 
         Raises:
             InputError: x is not a floating (n, d_model) tensor on the record's device.
@@ -162,11 +170,19 @@ class SAE:
             (n, d_model), the record's dtype.
 
         Raises:
-            InputError: The codes have another number of latents or lie on another device.
+            InputError: The codes have another number of latents or lie on another device, or the record has an
+                `input_norm`, whose scale is not in the codes.
         """
+        if self.input_norm is not None:
+            raise InputError(
+                f"codes of an SAE with {self.input_norm} do not hold the scale of their token: call the SAE on x"
+            )
         if codes.d_sae != self.d_sae or codes.values.device != self.device:
             got = f"{codes.d_sae} latents on {codes.values.device}"
             raise InputError(f"codes have {got}, expected {self.d_sae} on {self.device}: decode with their own SAE")
+        return self._decode(codes)
+
+    def _decode(self, codes: Codes) -> Tensor:
         values = codes.values.to(self.dtype)
         if len(values) > _DENSE_PAYS * codes.n_tokens * self.d_sae:
             return codes.dense().to(self.dtype) @ self.W_dec + self.b_dec
@@ -201,7 +217,7 @@ class SAE:
             InputError: The dtype is not floating, or a weight overflows in it.
         """
         moved = {name: value.to(device=device, dtype=dtype) for name, value in self.tensors().items()}
-        return SAE(**moved, activation=self.activation, k=self.k)
+        return SAE(**moved, activation=self.activation, k=self.k, input_norm=self.input_norm)
 
     def _check(self, x: Tensor) -> Tensor:
         x = as_float_tensor(x, "x")
@@ -214,66 +230,35 @@ class SAE:
         return max(1, _CHUNK // self.d_sae)
 
     def _pre(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)
         return torch.addmm(self.b_enc, x if self.b_pre is None else x - self.b_pre, self.W_enc)
 
     def _activate(self, pre: Tensor) -> Tensor:
         if self.b_gate is not None and self.b_mag is not None and self.r_mag is not None:
             return (pre * self.r_mag.exp() + self.b_mag).relu() * (pre + self.b_gate > 0)
-        return pre.relu() if self.threshold is None else pre.relu() * (pre > self.threshold)
+        # in place, since `pre` is ours: at 131k latents multiplying by the mask costs half as much as the encoder
+        return pre.relu_() if self.threshold is None else pre.masked_fill_(pre <= self.threshold, 0).relu_()
 
-    def _encode_chunk(self, x: Tensor) -> Codes:
-        pre = self._pre(x)
-        if self.k is None:
-            return Codes.from_dense(self._activate(pre))
-        values, latents = top_k(pre, self.k)
-        offsets = torch.arange(0, len(x) * self.k + 1, self.k, device=x.device)
+    def _select(self, pre: Tensor, k: int) -> Codes:
+        values, latents = group_max(pre, k) if self.activation == "groupmax" else top_k(pre, k)
+        offsets = torch.arange(0, len(pre) * k + 1, k, device=pre.device)
         return Codes(values.relu().flatten(), latents.flatten(), offsets, self.d_sae)
 
+    def _encode_chunk(self, x: Tensor) -> Codes:
+        x = x.to(self.dtype)
+        pre = self._pre(x if self.input_norm is None else normalise(x, self.input_norm)[0])
+        return Codes.from_dense(self._activate(pre)) if self.k is None else self._select(pre, self.k)
+
     def _reconstruct_chunk(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if self.input_norm is None:
+            return self._reconstruct(x)
+        scaled, scale, shift = normalise(x, self.input_norm)
+        return self._reconstruct(scaled) * scale + shift
+
+    def _reconstruct(self, x: Tensor) -> Tensor:
         if self.k is not None:
-            return self.decode(self._encode_chunk(x))
+            return self._decode(self._select(self._pre(x), self.k))
         dense = self._activate(self._pre(x))
         if int(dense.count_nonzero()) > _DENSE_PAYS * dense.numel():  # listing dense codes costs more than the product
             return dense @ self.W_dec + self.b_dec
-        return self.decode(Codes.from_dense(dense))
-
-
-def _check_activation(sae: SAE) -> None:
-    if sae.activation not in get_args(Activation):
-        raise InputError(f"activation is {sae.activation!r}, expected one of {', '.join(get_args(Activation))}")
-    if (sae.k is not None) != (sae.activation == "topk"):
-        raise InputError(f"k is {sae.k} with activation {sae.activation!r}, expected an integer for topk and None else")
-    if (sae.threshold is not None) != (sae.activation == "jumprelu"):
-        got = "is missing" if sae.threshold is None else "is given"
-        raise InputError(f"threshold {got} with activation {sae.activation!r}, expected for jumprelu and only there")
-    for name in _GATE:
-        present = getattr(sae, name) is not None
-        if present != (sae.activation == "gated"):
-            got = "is given" if present else "is missing"
-            raise InputError(f"{name} {got} with activation {sae.activation!r}, expected for gated and only there")
-
-
-def _check_shapes(sae: SAE) -> None:
-    for name, value, symbol in (("b_enc", sae.b_enc, "d_sae"), ("b_dec", sae.b_dec, "d_model")):
-        if value.ndim != 1 or len(value) == 0:
-            raise InputError(f"{name} has shape {tuple(value.shape)}, expected ({symbol},), at least one entry")
-    d_model, d_sae = len(sae.b_dec), len(sae.b_enc)
-    for name, value, symbols, want in (
-        ("W_enc", sae.W_enc, "(d_model, d_sae)", (d_model, d_sae)),
-        ("W_dec", sae.W_dec, "(d_sae, d_model)", (d_sae, d_model)),
-    ):
-        shape = tuple(value.shape)
-        if shape != want:
-            hint = "it looks transposed: pass `.T`" if shape == want[::-1] else "the sizes come from b_dec and b_enc"
-            raise InputError(f"{name} has shape {shape}, expected {symbols} = {want}: {hint}")
-    if sae.b_pre is not None and sae.b_pre.shape != (d_model,):
-        raise InputError(f"b_pre has shape {tuple(sae.b_pre.shape)}, expected (d_model,) = ({d_model},)")
-    if sae.threshold is not None and sae.threshold.shape not in {(), (d_sae,)}:
-        raise InputError(f"threshold has shape {tuple(sae.threshold.shape)}, expected () or (d_sae,) = ({d_sae},)")
-    for name in _GATE:
-        value = getattr(sae, name)
-        if value is not None and value.shape != (d_sae,):
-            raise InputError(f"{name} has shape {tuple(value.shape)}, expected (d_sae,) = ({d_sae},)")
-    if sae.k is not None and not (type(sae.k) is int and 1 <= sae.k <= d_sae):
-        raise InputError(f"k is {sae.k!r}, expected an integer from 1 to d_sae = {d_sae}")
+        return self._decode(Codes.from_dense(dense))

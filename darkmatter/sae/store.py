@@ -20,6 +20,8 @@ FORMAT_VERSION = 1
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")
 _OPTIONAL = ("b_pre", "threshold", "b_gate", "b_mag", "r_mag")
 _KEYS = {"format", "format_version", "activation", "k", "d_model", "d_sae", "dtype", "sha256", "metadata"}
+_RARE = {"input_norm"}
+"""Keys that are written only where they say something, so that other files stay as they were."""
 
 
 def save_sae(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -50,6 +52,8 @@ def save_sae(sae: SAE, folder: Path | str, *, metadata: Mapping[str, Any] | None
         "sha256": _sha256(folder / "sae.safetensors"),
         "metadata": described,
     }
+    if sae.input_norm is not None:
+        header["input_norm"] = sae.input_norm
     write_json(folder / "cfg.json", header)
 
 
@@ -96,7 +100,8 @@ def load_sae(folder: Path | str) -> SAE:
     tensors = read_tensors(path, "the weights of a darkmatter SAE")
     _check_tensors(tensors, header, path)
     try:
-        sae = SAE(**tensors, activation=header["activation"], k=header["k"])
+        norm = header.get("input_norm")
+        sae = SAE(**tensors, activation=header["activation"], k=header["k"], input_norm=norm)
     except InputError as error:
         raise FileFormatError(f"{path} does not hold a valid SAE: {error}", path) from None
     if _sha256(path) != header["sha256"]:
@@ -138,8 +143,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
             "darkmatter, or use the version that wrote it",
             path,
         )
-    if set(header) != _KEYS:
-        odd = sorted(set(header) ^ _KEYS)
+    odd = sorted((set(header) - _RARE) ^ _KEYS)
+    if odd:
         raise FileFormatError(f"{path} has missing or unknown keys {odd}: save the SAE again", path)
     if not isinstance(header["metadata"], dict):
         raise FileFormatError(f"{path} has metadata {type(header['metadata']).__name__}, expected an object", path)

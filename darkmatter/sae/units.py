@@ -12,7 +12,8 @@ from torch import Tensor
 from darkmatter.errors import DegenerateError
 from darkmatter.sae.config import Architecture, TrainConfig
 from darkmatter.sae.parameters import Parameters
-from darkmatter.sae.record import SAE, Activation
+from darkmatter.sae.record import SAE
+from darkmatter.sae.record_checks import Activation
 
 _ACTIVATIONS: dict[Architecture, Activation] = {
     "topk": "topk",
