@@ -22,13 +22,14 @@ from darkmatter.adapters import (
     LoadedModel,
     ModelActivations,
     ModelSource,
+    PositionPolicy,
     Site,
-    capture,
     load_model,
     model_activations,
     model_source,
     training_activations,
 )
+from darkmatter.adapters.reading import capture
 from darkmatter.batch import ResumableSource, check_source, iterate_from
 from darkmatter.errors import DarkmatterError, FileFormatError, InputError
 
@@ -404,7 +405,7 @@ def test_padding_does_not_change_activations(loaded: LoadedModel) -> None:
 def test_bos_matters_and_can_be_kept_or_left_out(loaded: LoadedModel) -> None:
     kept = join(model_activations(loaded, SITE, SHORT, skip_first=0, context_length=24))
     assert (kept[2][kept[3] == 0] == 2).all()
-    without = join(model_activations(loaded, SITE, SHORT, skip_first=0, context_length=24, bos=False))
+    without = join(model_activations(loaded, SITE, SHORT, skip_first=0, context_length=24, bos="none"))
     assert 2 not in without[2]
     dropped = join(model_activations(loaded, SITE, SHORT, context_length=24))
     assert torch.equal(kept[0][torch.from_numpy(kept[3] > 0)], dropped[0])
@@ -415,7 +416,7 @@ def test_max_tokens_is_a_prefix(loaded: LoadedModel) -> None:
     every = join(model_activations(loaded, SITE, SHORT, context_length=24, batch_docs=2))
     some = model_activations(loaded, SITE, SHORT, context_length=24, batch_docs=2, max_tokens=30)
     x, groups, ids, _ = join(some)
-    assert len(x) == some.n_tokens == some.description["n_tokens"] == 30
+    assert len(x) == some.outcome["n_tokens"] == some.description["max_tokens"] == 30
     assert np.array_equal(ids, every[2][:30])
     assert np.array_equal(groups, every[1][:30])
     assert relative(x, every[0][:30]) < 1e-5
@@ -425,10 +426,12 @@ def test_max_tokens_is_a_prefix(loaded: LoadedModel) -> None:
 def test_description_counts_what_iteration_yields(loaded: LoadedModel) -> None:
     stream = model_activations(loaded, "resid_post:1", SHORT, context_length=24, skip_first=3, text="t.json")
     facts = stream.description
+    assert stream.outcome == {}
     x, groups, _, positions = join(stream)
-    assert facts["n_tokens"] == len(x)
-    assert facts["n_documents"] == len(np.unique(groups))
-    assert facts["n_documents"] + facts["n_documents_dropped"] == len(SHORT)
+    assert stream.description == facts  # it identifies a run, so a pass must not change it
+    assert stream.outcome["n_tokens"] == len(x)
+    assert stream.outcome["n_documents"] == len(np.unique(groups))
+    assert stream.outcome["n_documents"] + stream.outcome["n_documents_dropped"] == len(SHORT)
     assert positions.min() == 3
     assert (facts["model"], facts["site"], facts["text"]) == ("tiny-gemma2", "resid_post:1", "t.json")
     assert facts["bos"] == "prepended to every document"
@@ -455,7 +458,7 @@ def test_resuming_skips_the_forward_passes(loaded: LoadedModel) -> None:
 @models
 def test_training_stream_is_seeded_covers_every_epoch_and_stops(loaded: LoadedModel) -> None:
     stream = model_activations(loaded, SITE, TEXTS[:7], context_length=12, batch_docs=3)
-    n = stream.n_tokens
+    n = sum(len(batch.x) for batch in stream)
 
     def draw(n_tokens: int, seed: int) -> Tensor:
         return torch.cat(list(training_activations(stream, n_tokens=n_tokens, seed=seed)))
@@ -470,7 +473,7 @@ def test_training_stream_is_seeded_covers_every_epoch_and_stops(loaded: LoadedMo
         assert relative(epoch.double().sum(0), every.sum(0)) < 1e-5
         assert relative((epoch.double() ** 2).sum(0), (every**2).sum(0)) < 1e-5
     with pytest.raises(InputError, match="n_tokens is 0"):
-        next(training_activations(stream, n_tokens=0, seed=0))
+        next(iter(training_activations(stream, n_tokens=0, seed=0)))
 
 
 def broken_copy(loaded: LoadedModel, dtype: str) -> LoadedModel:
@@ -494,13 +497,15 @@ def test_activations_that_are_not_finite(loaded: LoadedModel, dtype: str, remedy
     ("site", "options", "words"),
     [
         ("resid_post:4", {}, "layers run from 0 to 3"),
-        ("mlp_out:1", {}, "not supported"),
+        ("mlp_in:1", {}, "not supported"),
         ("resid_post:1", {"batch_docs": 0}, "batch_docs is 0"),
         ("resid_post:1", {"context_length": 513}, "expected at most 512"),
         ("resid_post:1", {"skip_first": 128}, "no position would be left"),
+        ("resid_post:1", {"skip_first": 1, "positions": PositionPolicy()}, "expected one of the two"),
+        ((), {}, "no site, expected at least one"),
     ],
 )
-def test_bad_activation_options(loaded: LoadedModel, site: str, options: dict[str, Any], words: str) -> None:
+def test_bad_activation_options(loaded: LoadedModel, site: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         model_activations(loaded, site, TEXTS[:1], **options)
 
@@ -513,8 +518,8 @@ def test_a_tokenizer_of_another_model_or_without_bos(loaded: LoadedModel) -> Non
     other = LoadedModel(loaded.model, tokenizer, "m", None, "float32", 96, 4, "0")
     with pytest.raises(InputError, match="no BOS token"):
         model_activations(other, SITE, ["a"])
-    with pytest.raises(InputError, match="gives id 4000, but m has 1024 embeddings"):
-        model_activations(other, SITE, ["a"], bos=False)
+    with pytest.raises(InputError, match="document 0 holds token id 4000, but m has 1024 embeddings"):
+        model_activations(other, SITE, ["a"], bos="none")
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
@@ -546,8 +551,9 @@ def test_model_source_end_to_end_from_files(tmp_path: Path) -> None:
     )
     assert isinstance(source, ResumableSource)
     checked = check_source(source, max_batches=100)
-    assert checked.n_tokens == source.description["n_tokens"] == 500
-    assert checked.n_groups == source.description["n_documents"] >= 17  # at most 31 tokens from each: 500 / 31, up
+    list(source)
+    assert checked.n_tokens == source.outcome["n_tokens"] == 500
+    assert checked.n_groups == source.outcome["n_documents"] >= 17  # at most 31 tokens from each: 500 / 31, up
     assert source.names == ("half", "zero")
     assert source.description["saes"] == {"half": {"width": 96}}
     first = next(iter(source))

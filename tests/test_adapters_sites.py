@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkmatter.adapters.capture import capture, splice
+from darkmatter.adapters.reading import capture, splice
 from darkmatter.adapters.site_table import KINDS, TABLE
 from darkmatter.adapters.sites import Site, find_blocks, parse_site, resolve_site
 from darkmatter.errors import InputError

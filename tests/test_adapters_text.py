@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from darkmatter.adapters import Site, count_documents, find_blocks, parse_site, read_documents, tokenise
+from darkmatter.adapters import (
+    Site,
+    count_documents,
+    find_blocks,
+    parse_site,
+    read_documents,
+    text_file,
+)
+from darkmatter.adapters import text as text_module
 from darkmatter.adapters.sites import resolve_site
 from darkmatter.errors import FileFormatError, InputError
 
@@ -26,6 +39,7 @@ from darkmatter.errors import FileFormatError, InputError
         ("t.txt", b"\n\n  one\r\n \t\r\n\r\ntwo", ["  one", "two"]),
         ("t.txt", b"\xef\xbb\xbfone", ["one"]),
         ("t.json", '["one", "", "zwölf"]'.encode(), ["one", "", "zwölf"]),
+        ("t.json", b' [ {"text": "one", "meta": [1, {"a": 2}]} ,"two"]\n', ["one", "two"]),
         ("t.jsonl", b'{"text": "one", "meta": 1}\n\n"two"\r\n', ["one", "two"]),
     ],
 )
@@ -45,10 +59,15 @@ def test_documents_of_every_format(tmp_path: Path, name: str, data: bytes, want:
         ("t.jsonl", b'"caf\xe9"', "not UTF-8"),
         ("t.json", b"[]", "no document"),
         ("t.json", b'{"text": "a"}', "dict"),
-        ("t.json", b'["a", {"text": "b"}]', "entry 1 is"),
+        ("t.json", b'["a", {"body": "b"}]', "entry 1 is"),
+        ("t.json", b'["a", 3]', "entry 1 is 3"),
         ("t.json", b'["a"', "not JSON"),
+        ("t.json", b'["a" "b"]', r"not JSON \(expected ',' and an entry, or ']', after entry 0"),
+        ("t.json", b'["a" , ]', "after entry 0"),
+        ("t.json", b'["a"] "b"', "something after the list"),
+        ("t.json", b"", "not JSON"),
         ("t.json", b"[" * 100_000, "not JSON"),
-        ("t.json", b'["a", "\\ud800"]', "document 1 holds half"),
+        ("t.json", b'["a", "\\ud800"]', "entry 1 holds half"),
         ("t.jsonl", b'"a"\n{"body": "b"}\n', "line 2 is"),
         ("t.jsonl", b'"a"\n\n3\n', "line 3 is 3"),
         ("t.jsonl", b'"a\n', "line 1 is not JSON"),
@@ -73,6 +92,103 @@ def test_missing_text_and_bad_limit(tmp_path: Path) -> None:
 def test_a_limit_leaves_the_rest_of_a_jsonl_unread(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'"a"\n"b"\nnot json\n')
     assert read_documents(tmp_path / "t.jsonl", max_documents=2) == ["a", "b"]
+
+
+def test_a_stream_repeats_itself_and_is_known_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"one\n\ntwo")
+    stream = text_file(tmp_path / "t.txt")
+    assert list(stream) == list(stream) == ["one", "two"]
+    facts = stream.description
+    assert (facts["text"], facts["text_bytes"]) == ("t.txt", 8)
+    assert facts["text_fingerprint"] == hashlib.blake2b(b"one\n\ntwo", digest_size=16).hexdigest()
+    os.utime(tmp_path / "t.txt", (1, 1))
+    assert text_file(tmp_path / "t.txt").description == facts
+    (tmp_path / "t.txt").write_bytes(b"one\n\ntwO")
+    assert text_file(tmp_path / "t.txt").description != facts
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_another_column(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": "wrong", "body": "right"}, {"body": "too"}]
+    data = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / f"t{suffix}").write_text(data)
+    stream = text_file(tmp_path / f"t{suffix}", column="body")
+    assert list(stream) == ["right", "too"]
+    assert stream.description["text_column"] == "body"
+    with pytest.raises(FileFormatError, match="expected a string or an object with a string 'text'"):
+        list(text_file(tmp_path / f"t{suffix}"))
+
+
+@given(
+    documents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=8),
+    window=st.integers(1, 12),
+    indent=st.sampled_from([None, 0, 3]),
+)
+def test_a_json_list_is_read_through_any_window(documents: list[str], window: int, indent: int | None) -> None:
+    entries: list[Any] = [{"n": [1.5, None], "text": d} if i % 2 else d for i, d in enumerate(documents)]
+    for ascii_only in (True, False):
+        text = json.dumps(entries, indent=indent, ensure_ascii=ascii_only)
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(text_module, "_CHARACTERS", window)
+            (Path(folder) / "t.json").write_text(text, encoding="utf-8")
+            assert read_documents(Path(folder) / "t.json") == documents
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".json", ".jsonl", ".parquet"])
+def test_a_file_is_never_held_whole(tmp_path: Path, suffix: str) -> None:
+    path, n, length = tmp_path / f"t{suffix}", 400, 100_000
+    documents = (f"{i} " + "word " * (length // 5) for i in range(n))  # 40 MB
+    if suffix == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        with parquet.ParquetWriter(path, arrow.schema([("text", arrow.string())])) as writer:
+            for document in documents:
+                writer.write_table(arrow.table({"text": [document]}))
+    else:
+        head, between, tail = {".txt": ("", "\n\n", ""), ".json": ("[", ",", "]"), ".jsonl": ("", "\n", "")}[suffix]
+        with path.open("w") as file:
+            for i, document in enumerate(documents):
+                file.write((between if i else head) + (document if suffix == ".txt" else json.dumps(document)))
+            file.write(tail)
+    tracemalloc.start()  # of pyarrow it sees what becomes Python text
+    try:
+        assert sum(1 for _ in text_file(path)) == n
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * length + 8 * 2**20  # a window, a few documents: not 40 MB
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table(columns), path, row_group_size=3)
+    return path
+
+
+def test_parquet(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(700)]
+    path = parquet(tmp_path / "t.parquet", text=texts, n=list(range(700)))
+    assert list(text_file(path)) == texts
+    assert read_documents(path, max_documents=2) == texts[:2]
+    with pytest.raises(FileFormatError, match="no column 'body', expected one of text, n"):
+        read_documents(path, column="body")
+    with pytest.raises(FileFormatError, match="column 'n' holds int64, expected strings"):
+        read_documents(path, column="n")
+    with pytest.raises(FileFormatError, match="row 1 is null, expected a string"):
+        read_documents(parquet(tmp_path / "null.parquet", text=["a", None]))
+    with pytest.raises(FileFormatError, match="holds no document"):
+        read_documents(parquet(tmp_path / "none.parquet", text=np.array([], dtype="U1")))
+    for data in (b"", b"PAR1", path.read_bytes()[:-9]):
+        (tmp_path / "cut.parquet").write_bytes(data)
+        with pytest.raises(FileFormatError, match="cannot be read as parquet") as caught:
+            read_documents(tmp_path / "cut.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"needs pyarrow.*pip install 'darkmatter\[datasets\]'"):
+        read_documents(tmp_path / "t.parquet")
 
 
 def test_site_reads_and_prints() -> None:
@@ -124,97 +240,6 @@ def test_unclear_blocks_are_refused(model: nn.Module, words: str) -> None:
 def test_layer_out_of_range() -> None:
     with pytest.raises(InputError, match=r"resid_post:3 does not exist: layers run from 0 to 2"):
         resolve_site(Stack(3), Site(kind="resid_post", layer=3))
-
-
-@dataclass
-class Letters:
-    """A tokenizer with one token per character, code point as id; optionally one that adds BOS unasked."""
-
-    bos_token_id: int | None = 1
-    adds_bos: bool = False
-
-    def __call__(self, texts: list[str], *, add_special_tokens: bool, verbose: bool) -> dict[str, Any]:
-        assert not add_special_tokens
-        assert texts
-        head = [self.bos_token_id] if self.adds_bos else []
-        return {"input_ids": [head + [ord(c) for c in text] for text in texts]}
-
-
-def letters(text: str) -> list[int]:
-    return [ord(c) for c in text]
-
-
-@pytest.mark.parametrize("adds_bos", [False, True])
-def test_bos_comes_exactly_once(adds_bos: bool) -> None:
-    got = tokenise(Letters(adds_bos=adds_bos), ["abc", "\x01abc"], context_length=4)
-    assert [ids.tolist() for ids in got.ids] == [[1, *letters("abc")]] * 2
-
-
-def test_truncation_drops_and_counts() -> None:
-    got = tokenise(Letters(), ["abcdef", "", "a", "ab"], context_length=4, skip_first=2)
-    assert [ids.tolist() for ids in got.ids] == [[1, *letters("abc")], [1, *letters("ab")]]
-    assert got.documents == (0, 3)
-    assert (got.n_read, got.n_dropped, got.n_truncated, got.n_tokens) == (4, 2, 1, 3)
-
-
-def test_without_bos() -> None:
-    got = tokenise(Letters(bos_token_id=None), ["abc"], bos=False, skip_first=0)
-    assert got.ids[0].tolist() == letters("abc")
-    with pytest.raises(InputError, match=r"no BOS token.*bos=False"):
-        tokenise(Letters(bos_token_id=None), ["abc"])
-
-
-@given(
-    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=200),
-    context_length=st.integers(2, 10),
-    skip_first=st.integers(0, 1),
-    max_tokens=st.none() | st.integers(1, 300),
-)
-def test_counts_agree_with_a_naive_transcription(
-    lengths: list[int], context_length: int, skip_first: int, max_tokens: int | None
-) -> None:
-    documents = ["x" * n for n in lengths]
-    every = [
-        (i, position)
-        for i, text in enumerate(documents)
-        for position in range(min(len(text) + 1, context_length))
-        if position >= skip_first
-    ][:max_tokens]
-    options = {"context_length": context_length, "skip_first": skip_first, "max_tokens": max_tokens}
-    if not every:
-        with pytest.raises(InputError, match="none of"):
-            tokenise(Letters(), documents, **options)
-        return
-    got = tokenise(Letters(), documents, **options)
-    kept = [(i, p) for i, ids in zip(got.documents, got.ids, strict=True) for p in range(skip_first, len(ids))]
-    assert kept == every
-    assert got.n_tokens == len(every)
-    assert got.n_read == len(got.documents) + got.n_dropped
-
-
-def test_fingerprint_of_tokens() -> None:
-    texts = (["ab", "c"], ["a", "bc"], ["ab", "", "c"], ["ab", "d"])
-    marks = [tokenise(Letters(), list(t)).fingerprint for t in texts]
-    assert len(set(marks)) == 4
-    assert tokenise(Letters(), ["ab", "c"]).fingerprint == marks[0]
-
-
-@pytest.mark.parametrize(
-    ("documents", "options", "words"),
-    [
-        (["a"], {"context_length": 0}, "context_length is 0"),
-        (["a"], {"context_length": 4, "skip_first": 4}, "no position would be left"),
-        (["a"], {"skip_first": -1}, "skip_first is -1"),
-        (["a"], {"max_tokens": 0}, "max_tokens is 0"),
-        ([""], {}, "none of 1 documents"),
-        ([], {}, "none of 0 documents"),
-        ("abc", {}, "one string"),
-        (["a", 3], {}, "document 1 is a int"),
-    ],
-)
-def test_bad_options(documents: Any, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        tokenise(Letters(), documents, **options)
 
 
 def test_importing_the_adapters_does_not_import_transformers() -> None:

@@ -15,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from darkmatter.adapters import ModelSitesSource, load_model, model_activations, token_rows
+from darkmatter.batch import OneSite, SitesSource
+from darkmatter.decomposition import decompose_many
 from darkmatter.folds import fold_of
 from tests.test_cli import TINY, good, invoke
 
@@ -186,6 +189,70 @@ def test_training_again_gives_the_same_bytes(trained: Path, text: Path, tmp_path
     good("train-sae", "--model", FIXTURE, "--site", SITE, "--text", text, *options)
     for name in ("cfg.json", "sae.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
+
+
+# several sites in one pass, in memory
+
+
+def all_at_once(texts: list[str], length: int) -> tuple[dict[str, Tensor], npt.NDArray[np.int64], Tensor]:
+    """Three sites by whole forward passes of one document each, with the document and id of every token but BOS."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FIXTURE, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        FIXTURE, attn_implementation="eager", dtype=torch.float32, local_files_only=True
+    ).eval()
+    seen: dict[str, list[Tensor]] = {"resid_post:2": [], "mlp_out:1": [], "attn_z:3": []}
+    layers = model.model.layers
+
+    def keep(site: str, value: Any) -> None:
+        seen[site].append((value[0] if isinstance(value, tuple) else value)[0, 1:].detach().clone())
+
+    layers[2].register_forward_hook(lambda m, i, out: keep("resid_post:2", out))
+    layers[1].post_feedforward_layernorm.register_forward_hook(lambda m, i, out: keep("mlp_out:1", out))
+    layers[3].self_attn.o_proj.register_forward_pre_hook(lambda m, args: keep("attn_z:3", args))
+    groups, ids = [], []
+    for index, text in enumerate(texts):
+        row = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]][:length]
+        with torch.no_grad():
+            model(input_ids=torch.tensor([row]), use_cache=False)
+        groups += [index] * (len(row) - 1)
+        ids += row[1:]
+    return {site: torch.cat(rows) for site, rows in seen.items()}, np.array(groups, dtype=np.int64), torch.tensor(ids)
+
+
+def crooked(d: int, seed: int) -> Any:
+    """A reconstruction with linear, constant and nonlinear error."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.eye(d) * 0.8 + 0.1 * torch.randn(d, d, generator=generator) / d**0.5
+    return lambda x: x @ weight + 0.1 * x.abs() + 0.05
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["text", "token ids"])
+def test_three_sites_in_one_pass_agree_with_a_two_pass_script(text: Path, tokens: bool) -> None:
+    texts = json.loads(text.read_text())[:120]
+    reference, groups, ids = all_at_once(texts, 64)
+    saes: dict[str, dict[str, Any]] = {
+        site: {name: crooked(x.shape[1], seed) for seed, name in enumerate(("a", "b"))} for site, x in reference.items()
+    }
+    documents: Any = texts
+    if tokens:
+        rows = np.full((120, 64), -1)
+        for index, row in enumerate(rows):
+            own = ids[torch.from_numpy(groups == index)]
+            row[: len(own) + 1] = [2, *own.tolist()]
+        documents = token_rows(rows, pad_id=-1)
+    loaded = load_model(FIXTURE)
+    stream = model_activations(loaded, tuple(reference), documents, context_length=64, batch_docs=16)
+    source = ModelSitesSource(stream, saes)
+    assert isinstance(source, SitesSource)
+    assert source.widths == {site: x.shape[1] for site, x in reference.items()}
+    for site, x in reference.items():
+        results = decompose_many(OneSite(source, site), folds=8)
+        for name, sae in saes[site].items():
+            report = results[name].to_dict()
+            assert (report["n_tokens"], report["n_groups"]) == (len(groups), len(set(groups.tolist())))
+            agree(report, two_passes(x, sae(x), groups, 8))
+            assert 0.001 < report["fvu_nonlinear"]["value"] < report["fvu"]["value"]
 
 
 # a trained model, where it is at hand

@@ -9,23 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from darkmatter.adapters.activations import ModelActivations, model_activations, training_activations
+    from darkmatter.adapters.activations import ModelActivations, model_activations
     from darkmatter.adapters.array_files import files_source, load_array, load_groups
     from darkmatter.adapters.arrays import ArraySource, from_arrays
-    from darkmatter.adapters.capture import capture, splice
     from darkmatter.adapters.documents import TextStream, TokenStream, open_text
     from darkmatter.adapters.forward import ActivationBatch
     from darkmatter.adapters.group_ids import as_group_ids
     from darkmatter.adapters.hf import LoadedModel, load_model
-    from darkmatter.adapters.model_sources import ModelSource, SitesSource, model_source
+    from darkmatter.adapters.model_sources import ModelSitesSource, ModelSource, model_source
     from darkmatter.adapters.paper_sums import PaperResult
     from darkmatter.adapters.positions import PositionPolicy
     from darkmatter.adapters.protocol import paper_protocol
+    from darkmatter.adapters.reading import capture, splice
     from darkmatter.adapters.saes import FAMILIES, LoadedSae, load_any_sae
     from darkmatter.adapters.sites import Site, find_blocks, parse_site
     from darkmatter.adapters.text import count_documents, read_documents, text_file
     from darkmatter.adapters.token_files import token_file, token_rows
     from darkmatter.adapters.tokens import TokenisedText, tokenise
+    from darkmatter.adapters.training import TrainingActivations, training_activations
 
 _HOME = {
     "ActivationBatch": "forward",
@@ -38,12 +39,13 @@ _HOME = {
     "PaperResult": "paper_sums",
     "PositionPolicy": "positions",
     "Site": "sites",
-    "SitesSource": "model_sources",
+    "ModelSitesSource": "model_sources",
     "TextStream": "documents",
     "TokenStream": "documents",
     "TokenisedText": "tokens",
+    "TrainingActivations": "training",
     "as_group_ids": "group_ids",
-    "capture": "capture",
+    "capture": "reading",
     "count_documents": "text",
     "files_source": "array_files",
     "find_blocks": "sites",
@@ -58,12 +60,12 @@ _HOME = {
     "paper_protocol": "protocol",
     "parse_site": "sites",
     "read_documents": "text",
-    "splice": "capture",
+    "splice": "reading",
     "text_file": "text",
     "token_file": "token_files",
     "token_rows": "token_files",
     "tokenise": "tokens",
-    "training_activations": "activations",
+    "training_activations": "training",
 }
 
 __all__ = [
@@ -73,14 +75,15 @@ __all__ = [
     "LoadedModel",
     "LoadedSae",
     "ModelActivations",
+    "ModelSitesSource",
     "ModelSource",
     "PaperResult",
     "PositionPolicy",
     "Site",
-    "SitesSource",
     "TextStream",
     "TokenStream",
     "TokenisedText",
+    "TrainingActivations",
     "as_group_ids",
     "capture",
     "count_documents",

@@ -1,29 +1,29 @@
-"""A model's activations joined with SAEs: a source of batches."""
+"""A model's activations joined with SAEs: sources of batches, for one site or for several in one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from darkmatter.adapters.activations import ModelActivations, model_activations
+from darkmatter.adapters.documents import open_text
 from darkmatter.adapters.hf import load_model
+from darkmatter.adapters.positions import PositionPolicy
+from darkmatter.adapters.run_saes import Sae, SaeRunner, check_saes
 from darkmatter.adapters.sites import Site, parse_site
-from darkmatter.adapters.text import read_documents
+from darkmatter.adapters.tokens import Bos
 from darkmatter.batch import Batch, check_header
 from darkmatter.errors import InputError
-
-Sae = Callable[[Tensor], Tensor]
-"""Anything that maps activations (n, d_model) to reconstructions (n, d_model)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelSource:
-    """A `ResumableSource`: a model's activations and what each SAE makes of them.
+    """A `ResumableSource`: a model's activations at one site and what each SAE makes of them.
+
+    An SAE that says where it is (`device`, or a module's parameters) is moved to the device of the site's module.
+    Where an SAE does not fit in memory with all tokens of a batch, it is given fewer at a time.
 
     Attributes:
         activations: The stream of activations.
@@ -39,15 +39,7 @@ class ModelSource:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, sae in self.saes.items():
-            if not callable(sae):
-                raise InputError(f"SAE {name!r} is a {type(sae).__name__}, expected a callable x -> reconstruction")
-            width = getattr(sae, "d_model", None)
-            if isinstance(width, int) and width != self.d_model:
-                raise InputError(
-                    f"SAE {name!r} has d_model {width}, but {self.activations.site} of {self.activations.loaded.name} "
-                    f"has {self.d_model}: choose the SAE of this model and site"
-                )
+        check_saes(self.saes, self.d_model, f"{self.activations.site} of {self.activations.loaded.name}")
         check_header(self)
 
     @property
@@ -65,16 +57,86 @@ class ModelSource:
         """The activations' description, and `notes` under ``saes``."""
         return {**self.activations.description, "saes": dict(self.notes)}
 
+    @property
+    def outcome(self) -> Mapping[str, int]:
+        """Documents and positions kept and dropped in the last whole pass; empty before one."""
+        return self.activations.outcome
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield every batch, from the first document on."""
         return self.batches_from(0)
 
     def batches_from(self, start: int) -> Iterator[Batch]:
         """Yield batch number `start` and those after it; no forward pass is run for earlier ones."""
-        for batch in self.activations.batches_from(start):
-            with torch.no_grad():
-                recons = {name: sae(batch.x) for name, sae in self.saes.items()}
-            yield Batch(x=batch.x, recons=recons, groups=batch.groups)
+        runner = SaeRunner(self.saes)
+        for found in self.activations.batches_from(start):
+            yield Batch(x=found.x, recons=runner.recons(found.x), groups=found.groups)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelSitesSource:
+    """A `SitesSource`: activations at several sites, read in one forward pass, and what each site's SAEs make of them.
+
+    Attributes:
+        activations: The stream of activations.
+        saes: SAEs by site (as `str(site)` writes it) and name.
+        notes: Facts about the SAEs for the report, by site and name.
+
+    Raises:
+        InputError: Other sites than the activations', no SAE at one, a bad name, something that cannot be called, or
+            an SAE of another width.
+    """
+
+    activations: ModelActivations
+    saes: Mapping[str, Mapping[str, Sae]]
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.saes) != set(self.sites):
+            raise InputError(f"SAEs are given for {sorted(self.saes)}, expected for {sorted(self.sites)}")
+        for site in self.activations.sites:
+            saes = self.saes[str(site)]
+            if not saes or not all(isinstance(name, str) and name for name in saes):
+                raise InputError(f"{site} has SAEs {list(saes)!r}, expected at least one, each with a name")
+            check_saes(saes, self.activations.widths[site], f"{site} of {self.activations.loaded.name}")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites."""
+        return tuple(map(str, self.activations.sites))
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Activation width by site."""
+        return {str(site): self.activations.widths[site] for site in self.activations.sites}
+
+    @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the SAEs by site."""
+        return {site: tuple(self.saes[site]) for site in self.sites}
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The activations' description, and `notes` under ``saes``."""
+        return {**self.activations.description, "saes": {site: dict(notes) for site, notes in self.notes.items()}}
+
+    @property
+    def outcome(self) -> Mapping[str, int]:
+        """Documents and positions kept and dropped in the last whole pass; empty before one."""
+        return self.activations.outcome
+
+    def __iter__(self) -> Iterator[Mapping[str, Batch]]:
+        """Yield every batch, from the first document on."""
+        return self.batches_from(0)
+
+    def batches_from(self, start: int) -> Iterator[Mapping[str, Batch]]:
+        """Yield batch number `start` of every site and those after it; no forward pass is run for earlier ones."""
+        runners = {site: SaeRunner(self.saes[str(site)]) for site in self.activations.sites}
+        for found in self.activations.site_batches_from(start):
+            yield {
+                str(site): Batch(x=found[site].x, recons=runner.recons(found[site].x), groups=found[site].groups)
+                for site, runner in runners.items()
+            }
 
 
 def model_source(
@@ -88,24 +150,26 @@ def model_source(
     device: str = "cpu",
     context_length: int = 128,
     batch_docs: int = 16,
-    skip_first: int = 1,
+    skip_first: int | None = None,
+    positions: PositionPolicy | None = None,
     max_tokens: int | None = None,
-    bos: bool = True,
+    bos: Bos = "prepend",
     notes: Mapping[str, Any] | None = None,
 ) -> ModelSource:
-    """Make a source from a model folder (or hub id), a site, a text file and SAEs; see the functions it calls.
+    """Make a source from a model folder (or hub id), a site, a text and SAEs; see the functions it calls.
 
     Args:
         model_dir: Folder or hub id, for `load_model`.
         site: Where to read the model, such as ``resid_post:2``.
-        text_path: The text, for `read_documents`.
+        text_path: The text, for `open_text`.
         saes: SAEs by name.
-        revision: Revision on the hub.
+        revision: Revision of the model on the hub.
         dtype: Precision of the model.
-        device: Torch device of the model; the SAEs must live there too.
+        device: Torch device of the model.
         context_length: Longest sequence, in tokens, BOS included.
-        batch_docs: Documents per forward pass.
-        skip_first: Positions to drop at the start of every document.
+        batch_docs: Documents in a batch.
+        skip_first: Positions to drop at the start of every document; None drops BOS.
+        positions: Which positions count, instead of `skip_first`.
         max_tokens: Keep exactly this many tokens, if there are as many.
         bos: Whether to prepend BOS.
         notes: Facts about the SAEs for the report.
@@ -114,7 +178,7 @@ def model_source(
         The source.
     """
     place = parse_site(site) if isinstance(site, str) else site
-    documents = read_documents(text_path)  # before the model: a bad path should fail at once
+    documents = open_text(text_path)  # before the model: a bad path should fail at once
     activations = model_activations(
         load_model(model_dir, revision=revision, dtype=dtype, device=device),
         place,
@@ -122,8 +186,8 @@ def model_source(
         context_length=context_length,
         batch_docs=batch_docs,
         skip_first=skip_first,
+        positions=positions,
         max_tokens=max_tokens,
         bos=bos,
-        text=Path(text_path).name,
     )
     return ModelSource(activations=activations, saes=saes, notes=notes or {})

@@ -1,150 +1,127 @@
-"""Documents as token ids: BOS exactly once, cut at the context length, and a count of what was dropped."""
+"""Text as token ids, document by document: BOS exactly once, cut at the context length."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from darkmatter.adapters.documents import TextStream, TokenDocument, as_text
 from darkmatter.errors import InputError
+
+Bos = Literal["auto", "prepend", "none"]
+"""Whether BOS is put in front: as the tokenizer itself does, always, or never."""
 
 _CHUNK = 64  # documents tokenised per call: fast tokenizers work on a list in parallel
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenisedText:
-    """Token ids of the documents that are long enough, and which of their positions count.
+    """A `TokenStream`: each document of a text is tokenised on its own, when it is reached; build it with `tokenise`.
 
     Attributes:
-        ids: Token ids of every kept document, BOS included, at most `context_length` each.
-        documents: Index of every kept document in the text.
-        bos: Whether a BOS token stands at position 0.
-        context_length: Longest sequence, in tokens, BOS included.
-        skip_first: Positions dropped at the start of every document.
-        n_read: Documents tokenised (fewer than the text has when `max_tokens` was reached).
-        n_dropped: Documents among them that had no token beyond the first `skip_first`.
-        n_truncated: Kept documents that were cut, at `context_length` or to fit `max_tokens`.
-        n_tokens: Tokens that count, over all kept documents.
+        text: The text.
+        tokenizer: A Hugging Face tokenizer.
+        context_length: Longest document, in tokens, BOS included; a longer one is cut, not split.
+        bos_id: Put in front of every document exactly once; None puts nothing there.
     """
 
-    ids: tuple[npt.NDArray[np.int64], ...] = field(repr=False)
-    documents: tuple[int, ...] = field(repr=False)
-    bos: bool
+    text: TextStream
+    tokenizer: Any = field(repr=False)
     context_length: int
-    skip_first: int
-    n_read: int
-    n_dropped: int
-    n_truncated: int
-    n_tokens: int
+    bos_id: int | None
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of every token id and document index."""
-        digest = hashlib.blake2b(digest_size=16)
-        for index, ids in zip(self.documents, self.ids, strict=True):
-            digest.update(np.array([index, len(ids)], dtype="<i8").tobytes())
-            digest.update(ids.astype("<i8").tobytes())
-        return digest.hexdigest()
+    def n_tokens(self) -> None:
+        """Unknown before a pass."""
+        return
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The text, and how it is tokenised."""
+        return {
+            **self.text.description,
+            "tokenizer": type(self.tokenizer).__name__,
+            "context_length": self.context_length,
+            "bos": "none" if self.bos_id is None else "prepended to every document",
+        }
+
+    def __iter__(self) -> Iterator[TokenDocument]:
+        """Yield every document."""
+        return self.part(0, 1)
+
+    def part(self, rank: int, size: int) -> Iterator[TokenDocument]:
+        """Yield the documents whose index leaves the rest `rank` when divided by `size`; only they are tokenised.
+
+        Raises:
+            InputError: A document is not a string.
+        """
+        own = islice(enumerate(self.text), rank, None, size)
+        while chunk := list(islice(own, _CHUNK)):
+            for index, document in chunk:
+                if not isinstance(document, str):
+                    raise InputError(f"document {index} is a {type(document).__name__}, expected a string")
+            # Truncation is done below: a tokenizer may be set to cut from the left.
+            texts = [document for _, document in chunk]
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            for (index, _), raw in zip(chunk, encoded, strict=True):
+                whole = list(raw) if self.bos_id is None else _with_bos(list(raw), self.bos_id)
+                ids = np.array(whole[: self.context_length], dtype=np.int64)
+                yield TokenDocument(index, ids, truncated=len(ids) < len(whole))
 
 
 def tokenise(
     tokenizer: Any,
-    documents: Sequence[str],
+    documents: TextStream | Sequence[str],
     *,
     context_length: int = 128,
-    skip_first: int = 1,
-    max_tokens: int | None = None,
-    bos: bool = True,
+    bos: Bos = "prepend",
+    name: str | None = None,
 ) -> TokenisedText:
-    """Tokenise each document on its own, put BOS in front exactly once, and cut at the context length.
+    """Set up the tokenising of a text; nothing is read yet.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         documents: The texts.
-        context_length: Longest sequence, in tokens, BOS included.
-        skip_first: Positions to drop at the start of every document; 1 drops BOS, whose activation is an outlier.
-        max_tokens: Keep exactly this many tokens, cutting the last document; None keeps all.
-        bos: Whether to prepend the tokenizer's BOS token.
+        context_length: Longest document, in tokens, BOS included.
+        bos: "prepend" puts the tokenizer's BOS in front of every document, "none" puts nothing there, "auto" does
+            what the tokenizer would do by itself.
+        name: What a list of documents is called in the report.
 
     Returns:
-        The kept documents.
+        The stream.
 
     Raises:
-        InputError: An impossible option, something that is not a list of strings, a tokenizer without BOS, or no
-            document that is long enough.
+        InputError: An impossible option, something that is not a list of strings, or a tokenizer without BOS, or
+            without anything.
     """
-    _check_options(context_length, skip_first, max_tokens)
-    _check_documents(documents)
-    bos_id: Any = getattr(tokenizer, "bos_token_id", None)
-    if bos and bos_id is None:
+    if context_length < 1:
+        raise InputError(f"context_length is {context_length}, expected at least 1")
+    if bos not in get_args(Bos):
+        raise InputError(f"bos is {bos!r}, expected one of {', '.join(map(repr, get_args(Bos)))}")
+    text = as_text(documents, name=name)
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer, which text needs: give token ids (.npy) instead of text")
+    bos_id = getattr(tokenizer, "bos_token_id", None)
+    if bos == "prepend" and bos_id is None:
         raise InputError(
-            f"the tokenizer ({type(tokenizer).__name__}) has no BOS token, expected one to prepend: pass `bos=False`"
+            f"the tokenizer ({type(tokenizer).__name__}) has no BOS token, expected one to prepend: choose bos "
+            "'none' (or 'auto', which does what the tokenizer does)"
         )
-    kept: list[npt.NDArray[np.int64]] = []
-    indices: list[int] = []
-    n_read = n_dropped = n_truncated = n_tokens = 0
-    for low in range(0, len(documents), _CHUNK):
-        # Truncation is done below: a tokenizer may be set to cut from the left.
-        encoded = tokenizer(list(documents[low : low + _CHUNK]), add_special_tokens=False, verbose=False)["input_ids"]
-        for index, raw in enumerate(encoded, start=low):
-            whole = _with_bos(list(raw), bos_id) if bos else list(raw)
-            n_read += 1
-            room = context_length if max_tokens is None else min(context_length, max_tokens - n_tokens + skip_first)
-            ids = whole[:room]
-            if len(ids) <= skip_first:
-                n_dropped += 1
-                continue
-            kept.append(np.array(ids, dtype=np.int64))
-            indices.append(index)
-            n_truncated += len(ids) < len(whole)
-            n_tokens += len(ids) - skip_first
-            if n_tokens == max_tokens:
-                break
-        if n_tokens == max_tokens:
-            break
-    if not kept:
-        raise InputError(
-            f"none of {n_read} documents has more than {skip_first} tokens (skip_first, BOS included): "
-            "give longer documents or a smaller skip_first"
-        )
-    return TokenisedText(
-        ids=tuple(kept),
-        documents=tuple(indices),
-        bos=bos,
-        context_length=context_length,
-        skip_first=skip_first,
-        n_read=n_read,
-        n_dropped=n_dropped,
-        n_truncated=n_truncated,
-        n_tokens=n_tokens,
-    )
+    if bos == "none" or (bos == "auto" and not _adds_bos(tokenizer, bos_id)):
+        bos_id = None
+    return TokenisedText(text=text, tokenizer=tokenizer, context_length=context_length, bos_id=bos_id)
+
+
+def _adds_bos(tokenizer: Any, bos_id: int | None) -> bool:
+    encoded = tokenizer(["a"], add_special_tokens=True, verbose=False)["input_ids"][0]
+    return bos_id is not None and len(encoded) > 0 and encoded[0] == bos_id
 
 
 def _with_bos(ids: list[int], bos_id: int) -> list[int]:
     # Some tokenizers add BOS whatever they are told, and a text may begin with a literal one.
     first = next((place for place, token in enumerate(ids) if token != bos_id), len(ids))
     return [bos_id, *ids[first:]]
-
-
-def _check_options(context_length: int, skip_first: int, max_tokens: int | None) -> None:
-    if context_length < 1:
-        raise InputError(f"context_length is {context_length}, expected at least 1")
-    if not 0 <= skip_first < context_length:
-        raise InputError(
-            f"skip_first is {skip_first}, expected 0 to {context_length - 1}: with context_length {context_length} "
-            "no position would be left"
-        )
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}, expected at least 1")
-
-
-def _check_documents(documents: Sequence[str]) -> None:
-    if isinstance(documents, str):
-        raise InputError("documents is one string, expected a list of strings: pass `[text]` for a single document")
-    for index, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise InputError(f"document {index} is a {type(document).__name__}, expected a string")
