@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,80 @@ class ResumableSource(BatchSource, Protocol):
         ...
 
 
-def iterate_from(source: BatchSource, start: int) -> Iterator[Batch]:
-    """Yield the source's batches from number `start` on, skipping cheaply where the source can."""
-    if start and isinstance(source, ResumableSource):
-        return source.batches_from(start)
+@runtime_checkable
+class SitesSource(Protocol):
+    """A re-iterable stream that yields a batch of every site at a time, such as one forward pass gives.
+
+    The sites may have different widths and SAEs. A source may also offer `batches_from(start)`, as `ResumableSource`.
+    """
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites, the keys of what is yielded."""
+        ...
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Activation width by site."""
+        ...
+
+    @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the SAEs by site."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Where the tokens come from and what was dropped."""
+        ...
+
+    def __iter__(self) -> Iterator[Mapping[str, Batch]]:
+        """Start again from the first batches."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneSite:
+    """One site of several as a `BatchSource` of its own.
+
+    Attributes:
+        source: The sites.
+        site: Name of the one.
+    """
+
+    source: SitesSource
+    site: str
+
+    @property
+    def d_model(self) -> int:
+        """Activation width."""
+        return self.source.widths[self.site]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the SAEs."""
+        return self.source.names[self.site]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The description of all sites, and which one this is."""
+        return {**self.source.description, "site": self.site}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this site's batches."""
+        return (batches[self.site] for batches in self.source)
+
+
+@overload
+def iterate_from(source: BatchSource, start: int) -> Iterator[Batch]: ...
+@overload
+def iterate_from(source: SitesSource, start: int) -> Iterator[Mapping[str, Batch]]: ...
+def iterate_from(source: BatchSource | SitesSource, start: int) -> Iterator[Any]:
+    """Yield what the source yields from number `start` on, skipping cheaply where the source can."""
+    skip = getattr(source, "batches_from", None)
+    if start and skip is not None:
+        found: Iterator[Any] = skip(start)
+        return found
     return islice(iter(source), start, None)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from darkmatter import __version__
 from darkmatter import cli_options as o
 from darkmatter.cli_errors import one_clear_line
+from darkmatter.cli_given import given
+from darkmatter.cli_models import app as models
 
 app = typer.Typer(
     name="darkmatter",
@@ -38,15 +40,6 @@ def _root(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
-
-
-def _given(ctx: typer.Context, *others: str) -> dict[str, Any]:
-    """The settings that stand on the command line, by option name; `others` are options that set nothing."""
-    return {
-        name.replace("_", "-"): value
-        for name, value in ctx.params.items()
-        if name not in others and getattr(ctx.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"
-    }
 
 
 @app.command()
@@ -134,7 +127,7 @@ def synth(
     if preset == "help":
         show_presets(as_json=as_json)
         return
-    options = _given(ctx, "preset", "config", "export", "out", "as_json")
+    options = given(ctx, "preset", "config", "export", "out", "as_json")
     experiment = resolve(preset_name=preset, config=config, options=options)
     run_synth(SynthRun(experiment=experiment, exports=tuple(export or ()), out=out, as_json=as_json))
 
@@ -227,124 +220,7 @@ def bracket(
     show_bracket(fvu, r2, as_json=as_json)
 
 
-@app.command()
-@one_clear_line
-def decompose(
-    acts: Annotated[
-        Path | None, typer.Option(help="Activations x, (n, d): .npy or .safetensors.", rich_help_panel="Arrays")
-    ] = None,
-    recon: Annotated[
-        list[str] | None,
-        typer.Option(help="Reconstructions Sae(x): PATH or NAME=PATH; repeatable.", rich_help_panel="Arrays"),
-    ] = None,
-    docs: Annotated[Path | None, typer.Option(help="Document id of every row.", rich_help_panel="Arrays")] = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub id.", rich_help_panel=o.MODEL)] = None,
-    site: o.Site = "",
-    sae: Annotated[
-        list[str] | None,
-        typer.Option(help="SAE folder, file or hub id: PLACE or NAME=PLACE; repeatable.", rich_help_panel=o.MODEL),
-    ] = None,
-    family: o.Family = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text: .txt, .json list or .jsonl.", rich_help_panel=o.MODEL)
-    ] = None,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "float32",
-    device: o.Device = "cpu",
-    context_length: o.Context = 128,
-    batch_docs: o.BatchDocs = 16,
-    skip_first: o.SkipFirst = 1,
-    max_tokens: o.MaxTokens = None,
-    folds: o.Folds = 20,
-    out: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=o.RUN)] = Path("runs/decompose"),
-    checkpoint_seconds: Annotated[
-        float, typer.Option(help="Least time between two saves of the sums.", rich_help_panel=o.RUN)
-    ] = 60.0,
-    as_json: o.Json = False,
-) -> None:
-    """Decompose the error of SAEs: from array files (--acts --recon), or on a model (--model --site --sae --text)."""  # noqa: DOC501 - shown by --help
-    from darkmatter.commands.decompose import arrays_source, run_decompose, sae_source
-    from darkmatter.commands.model_options import ModelOptions
-    from darkmatter.commands.preflight import check_run
-    from darkmatter.errors import InputError
-
-    check_run(folds=folds, out=out, device=device, checkpoint_seconds=checkpoint_seconds)
-    if (acts is None) == (model is None):
-        raise InputError("expected either --acts with --recon, or --model with --site, --sae and --text")
-    if acts is not None:
-        source = arrays_source(acts, recon or [], docs)
-    else:
-        if not (model and site and sae and text):
-            raise InputError("--model needs --site, --sae and --text")
-        options = ModelOptions(
-            model=model,
-            site=site,
-            text=text,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            context_length=context_length,
-            batch_docs=batch_docs,
-            skip_first=skip_first,
-            max_tokens=max_tokens,
-        )
-        source = sae_source(options, sae, family=family)
-    run_decompose(source, folds=folds, out=out, checkpoint_seconds=checkpoint_seconds, device=device, as_json=as_json)
-
-
-@app.command()
-@one_clear_line
-def inspect(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="Folder, file or hub id, such as owner/name/folder@rev.")],
-    family: o.Family = None,
-    revision: o.Revision = None,
-    as_json: o.Json = False,
-) -> None:
-    """Say what an SAE is: family, architecture, sizes, advertised site and L0, and what is applied on reading."""
-    from darkmatter.commands.inspect import run_inspect
-
-    run_inspect(sae, family=family, revision=revision, as_json=as_json)
-
-
-@app.command("train-sae")
-@one_clear_line
-def train_sae(
-    model: o.ModelFolder,
-    site: o.Site,
-    text: o.Text,
-    out: Annotated[Path, typer.Option(help="Folder to write the SAE to.", rich_help_panel=o.RUN)],
-    latents: Annotated[int, typer.Option(help="Latents.", rich_help_panel=o.TRAINED)] = 512,
-    k: Annotated[int, typer.Option("--k", help="Active latents per token.", rich_help_panel=o.TRAINED)] = 16,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens to train on; the text is repeated.", rich_help_panel=o.TRAINED)
-    ] = 1_000_000,
-    seed: Annotated[int, typer.Option(help="Seed.", rich_help_panel=o.TRAINED)] = 0,
-    revision: o.Revision = None,
-    dtype: o.Dtype = "float32",
-    device: o.Device = "cpu",
-    context_length: o.Context = 128,
-    batch_docs: o.BatchDocs = 16,
-    skip_first: o.SkipFirst = 1,
-    max_tokens: o.MaxTokens = None,
-) -> None:
-    """Train a TopK SAE on one site of a Hugging Face model."""
-    from darkmatter.commands.model_options import ModelOptions
-    from darkmatter.commands.train_sae import run_train_sae
-    from darkmatter.sae import TrainConfig
-
-    options = ModelOptions(
-        model=model,
-        site=site,
-        text=text,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        context_length=context_length,
-        batch_docs=batch_docs,
-        skip_first=skip_first,
-        max_tokens=max_tokens,
-    )
-    run_train_sae(options, TrainConfig(d_sae=latents, k=k, n_tokens=tokens, seed=seed), out=out)
+app.add_typer(models)
 
 
 def main() -> None:

@@ -131,9 +131,39 @@ ListCells = Annotated[bool, _option("List the cells and their state, run nothing
 Gather = Annotated[bool, _option("Write table and figure of what is done, run nothing.", RUN, "--gather")]
 KeepSaes = Annotated[bool, _option("Keep every trained SAE, in OUT/saes.", RUN, "--keep-saes")]
 
+TEXT, MANY = "Text and positions", "Many SAEs and processes"
+
 ModelFolder = Annotated[str, _option("Model folder or hub id.", MODEL, "--model")]
-Site = Annotated[str, _option("Where to read the model, such as resid_post:2.", MODEL)]
-Text = Annotated[Path, _option("Text: .txt, .json list or .jsonl.", MODEL)]
+Site = Annotated[
+    str, _option("Where to read the model: resid_post:2, resid_pre:2, mlp_out:2, attn_z:2, or a path.", MODEL)
+]
+Sites = Annotated[
+    list[str] | None,
+    _option(
+        "Where to read the model: resid_post:2, resid_pre:2, mlp_out:2, attn_z:2, or a module's path with .input or "
+        ".output; repeatable, all in one forward pass.",
+        MODEL,
+        "--site",
+    ),
+]
+Saes = Annotated[
+    list[str] | None,
+    _option(
+        "SAE folder, file or hub id (owner/name/folder@revision): PLACE or NAME=PLACE; repeatable.", MODEL, "--sae"
+    ),
+]
+SaeGlob = Annotated[
+    str | None,
+    _option("SAEs by a pattern, local or on the hub, such as 'layer_20/width_*/average_l0_*'.", MODEL, "--sae-glob"),
+]
+SaeSites = Annotated[
+    list[str] | None,
+    _option(
+        "NAME=SITE for an SAE whose files do not say its site, where there are several; repeatable.",
+        MODEL,
+        "--sae-site",
+    ),
+]
 Family = Annotated[
     str | None,
     _option(
@@ -144,8 +174,45 @@ Family = Annotated[
 ]
 Revision = Annotated[str | None, _option("Revision on the hub.", MODEL)]
 Dtype = Annotated[str, _option("Precision of the model.", MODEL)]
-Device = Annotated[str, _option("Torch device of model, SAEs and sums.", MODEL)]
-Context = Annotated[int, _option("Longest sequence in tokens, BOS included.", MODEL)]
-BatchDocs = Annotated[int, _option("Documents per forward pass.", MODEL)]
-SkipFirst = Annotated[int, _option("Positions to drop per document; 1 drops BOS.", MODEL)]
-MaxTokens = Annotated[int | None, _option("Use exactly this many tokens.", MODEL)]
+Device = Annotated[str, _option("Torch device of model, SAEs and sums; auto spreads the model over all GPUs.", MODEL)]
+BatchDocs = Annotated[int, _option("Documents per batch; fewer per forward pass where memory is short.", MODEL)]
+Preflight = Annotated[bool, _option("Check a few batches first.", MODEL, "--preflight/--no-preflight")]
+Force = Annotated[bool, _option("Go on where a check of the preflight says stop.", MODEL, "--force")]
+
+Text = Annotated[
+    str | None, _option("Text: .txt, .json, .jsonl or .parquet, or a data set on the hub (owner/name).", TEXT, "--text")
+]
+TokenFile = Annotated[
+    Path | None, _option("Token ids instead of text: .npy, one row per document; needs no tokenizer.", TEXT, "--tokens")
+]
+PadId = Annotated[int | None, _option("Id that fills up short rows of --tokens.", TEXT)]
+Column = Annotated[str, _option("Field or column that holds the text.", TEXT)]
+Subset = Annotated[str | None, _option("Subset (configuration) of the data set.", TEXT)]
+Split = Annotated[str | None, _option("Split of the data set; train by default.", TEXT)]
+TextRevision = Annotated[str | None, _option("Revision of the data set.", TEXT)]
+ProtocolName = Annotated[
+    str, _option("default, or paper: the authors' documents, positions and definitions.", TEXT, "--protocol")
+]
+Context = Annotated[int | None, _option("Longest sequence in tokens, BOS included; 128 by default.", TEXT)]
+Bos = Annotated[str | None, _option("BOS: prepend (default), auto (as the tokenizer does), none.", TEXT, "--bos")]
+SkipFirst = Annotated[int | None, _option("Positions to drop at the start of a document; 1 (default) drops BOS.", TEXT)]
+SkipLast = Annotated[int | None, _option("Positions to drop at its end.", TEXT)]
+KeepSpecial = Annotated[bool, _option("Keep special tokens wherever they stand.", TEXT, "--keep-special")]
+NormFilter = Annotated[float | None, _option("Drop activations with a norm above this many medians.", TEXT)]
+MinLength = Annotated[int | None, _option("Drop documents with fewer tokens.", TEXT)]
+MaxDocuments = Annotated[int | None, _option("Use this many documents.", TEXT)]
+MaxTokens = Annotated[int | None, _option("Use exactly this many tokens.", TEXT)]
+Pack = Annotated[bool, _option("Put several short documents into one sequence.", TEXT, "--pack")]
+
+Memory = Annotated[
+    str | None, _option("Memory for sums, such as 57GB: SAEs that do not fit get passes of their own.", MANY)
+]
+Precision = Annotated[str, _option("How blocks are multiplied: float64, or split.", MANY)]
+WriteCache = Annotated[
+    Path | None, _option("Write x to this folder (bfloat16) first, and read it from there.", MANY, "--write-cache")
+]
+CacheFolder = Annotated[
+    str | None,
+    _option("Stored activations instead of a model: a cache of ours or of SAELens, or array files.", MANY, "--cache"),
+]
+CheckpointSeconds = Annotated[float, _option("Least time between two saves.", RUN)]

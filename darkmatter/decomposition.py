@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from darkmatter.batch import BatchSource
+from darkmatter.batch import BatchSource, SitesSource
 from darkmatter.bounds import introduced_bounds, replicate
 from darkmatter.errors import DegenerateError, InputError
 from darkmatter.fold_means import FoldMeans
@@ -22,10 +22,11 @@ from darkmatter.inference import (
     symmetric_optimism,
 )
 from darkmatter.moments import Moments
+from darkmatter.products import Precision
 from darkmatter.results import AffineMap, Decomposition
 from darkmatter.solve import CrossFit, cross_fit
 from darkmatter.store import Checkpoint
-from darkmatter.stream import Progress, accumulate
+from darkmatter.stream import Progress, accumulate, accumulate_sites
 
 DEFAULT_FOLDS = 20
 _NO_ERROR = 1e-12
@@ -36,6 +37,7 @@ def decompose(
     *,
     folds: int = DEFAULT_FOLDS,
     device: str = "cpu",
+    precision: Precision = "float64",
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
 ) -> Decomposition:
@@ -45,6 +47,7 @@ def decompose(
         source: Batches of activations and one reconstruction.
         folds: Number K of document folds.
         device: Where the sums live; it must support float64.
+        precision: How blocks are multiplied, see `products`.
         checkpoint: Where to save the sums, to resume a killed run.
         progress: Called with the number of tokens after every batch.
 
@@ -56,7 +59,9 @@ def decompose(
     """
     if len(source.names) != 1:
         raise InputError(f"the source holds the SAEs {list(source.names)}, expected one: use decompose_many")
-    results = decompose_many(source, folds=folds, device=device, checkpoint=checkpoint, progress=progress)
+    results = decompose_many(
+        source, folds=folds, device=device, precision=precision, checkpoint=checkpoint, progress=progress
+    )
     return results[source.names[0]]
 
 
@@ -65,8 +70,10 @@ def decompose_many(
     *,
     folds: int = DEFAULT_FOLDS,
     device: str = "cpu",
+    precision: Precision = "float64",
     checkpoint: Checkpoint | None = None,
     progress: Progress | None = None,
+    sharded: bool = False,
 ) -> dict[str, Decomposition]:
     """Decompose the errors of every SAE of a source in one pass, and compare every pair (T8).
 
@@ -76,14 +83,61 @@ def decompose_many(
         source: Batches of activations and reconstructions.
         folds: Number K of document folds.
         device: Where the sums live; it must support float64.
+        precision: How blocks are multiplied, see `products`.
         checkpoint: Where to save the sums, to resume a killed run.
         progress: Called with the number of tokens after every batch.
+        sharded: The source holds this process's share of the documents, see `distributed`; every process gets the
+            result of all.
 
     Returns:
         A decomposition per SAE name, in the order of `source.names`.
     """
-    moments = accumulate(source, folds=folds, device=device, checkpoint=checkpoint, progress=progress)
+    moments = accumulate(
+        source,
+        folds=folds,
+        device=device,
+        precision=precision,
+        checkpoint=checkpoint,
+        progress=progress,
+        sharded=sharded,
+    )
     return decompose_moments(moments)
+
+
+def decompose_sites(
+    source: SitesSource,
+    *,
+    folds: int = DEFAULT_FOLDS,
+    device: str = "cpu",
+    precision: Precision = "float64",
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    sharded: bool = False,
+) -> dict[str, dict[str, Decomposition]]:
+    """Decompose the errors of every SAE at several sites in one pass; see `decompose_many`.
+
+    Args:
+        source: Batches of every site.
+        folds: Number K of document folds.
+        device: Where the sums live; it must support float64.
+        precision: How blocks are multiplied, see `products`.
+        checkpoint: Where to save the sums, to resume a killed run.
+        progress: Called with the number of tokens after every step.
+        sharded: The source holds this process's share of the documents.
+
+    Returns:
+        By site, a decomposition per SAE name.
+    """
+    moments = accumulate_sites(
+        source,
+        folds=folds,
+        device=device,
+        precision=precision,
+        checkpoint=checkpoint,
+        progress=progress,
+        sharded=sharded,
+    )
+    return {site: decompose_moments(moments.pop(site)) for site in source.sites}
 
 
 def decompose_moments(moments: FoldMoments) -> dict[str, Decomposition]:

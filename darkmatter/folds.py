@@ -14,6 +14,7 @@ from darkmatter.accumulate import MomentAccumulator
 from darkmatter.batch import Batch, check_batch
 from darkmatter.errors import InputError
 from darkmatter.moments import Layout, Moments
+from darkmatter.products import Precision, check_precision
 
 SKETCH_SIZE = 4096
 """Documents per fold that are counted exactly; beyond, their number is estimated to about 1.6 %."""
@@ -49,7 +50,8 @@ def fold_of(groups: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
     return (document_hash(groups) % np.uint64(folds)).astype(np.int64)
 
 
-def _merge_keys(first: Keys, second: Keys) -> Keys:
+def merge_keys(first: Keys, second: Keys) -> Keys:
+    """The smallest hashes of the union of two sets of documents, at most `SKETCH_SIZE`, sorted."""
     return np.union1d(first, second)[:SKETCH_SIZE]
 
 
@@ -113,7 +115,7 @@ class FoldMoments:
         return FoldMoments(
             layout=self.layout,
             folds=tuple(a.merge(b) for a, b in zip(self.folds, other.folds, strict=True)),
-            documents=tuple(_merge_keys(a, b) for a, b in zip(self.documents, other.documents, strict=True)),
+            documents=tuple(merge_keys(a, b) for a, b in zip(self.documents, other.documents, strict=True)),
         )
 
 
@@ -123,22 +125,25 @@ class FoldAccumulator:
     Memory is K d (d + S d) float64 numbers, whatever the number of tokens.
     """
 
-    def __init__(self, layout: Layout, *, folds: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, layout: Layout, *, folds: int, device: str | torch.device = "cpu", precision: Precision = "float64"
+    ) -> None:
         """Start from nothing.
 
         Args:
             layout: Width and SAE names.
             folds: Number K of folds, at least 2.
             device: Where the sums live; it must support float64.
+            precision: How blocks are multiplied, see `products`.
 
         Raises:
-            InputError: Fewer than two folds.
+            InputError: Fewer than two folds, or an unknown precision.
         """
         if folds < 2:
             raise InputError(f"folds is {folds}, expected at least 2: an interval needs two folds that differ")
+        check_precision(precision)
         self.layout = layout
-        self._device = torch.device(device)
-        self._folds = [MomentAccumulator(layout, self._device) for _ in range(folds)]
+        self._folds = [MomentAccumulator(layout, torch.device(device), precision) for _ in range(folds)]
         self._documents: list[Keys] = [np.empty(0, dtype=np.uint64) for _ in range(folds)]
 
     @property
@@ -164,8 +169,8 @@ class FoldAccumulator:
         for k in np.unique(fold_numbers):
             mine = np.flatnonzero(fold_numbers == k)
             index = torch.from_numpy(mine).to(x.device)
-            self._folds[k].add(x[index], {name: recon[index] for name, recon in recons.items()})
-            self._documents[k] = _merge_keys(self._documents[k], np.unique(hashes[mine]))
+            self._folds[k].add(x, recons, index)
+            self._documents[k] = merge_keys(self._documents[k], np.unique(hashes[mine]))
         return len(x)
 
     def freeze(self) -> FoldMoments:

@@ -67,23 +67,28 @@ class Layout:
         low, high = _BLOCK_ROWS
         return min(high, max(low, _BLOCK_ENTRIES // self.width))
 
-    def fill(self, rows: Tensor, x: Tensor, recons: Mapping[str, Tensor]) -> None:
+    def fill(self, rows: Tensor, x: Tensor, recons: Mapping[str, Tensor], index: Tensor | None = None) -> None:
         """Write activations and reconstructions as rows z.
 
         Args:
             rows: Where to write, (n, width), float64.
-            x: Checked activations, (n, d).
-            recons: Checked reconstructions by name, (n, d).
+            x: Checked activations, (n, d); or (m, d), if there is an index.
+            recons: Checked reconstructions by name, of the same shape.
+            index: Which n rows to take, (n,), int64; None for all. They are picked for one SAE at a time.
         """
+
+        def picked(values: Tensor) -> Tensor:
+            return values if index is None else values.index_select(0, index.to(values.device))
+
         d, s = self.d_model, self.n_saes
-        x64 = rows[:, self.x].copy_(x)
+        x64 = rows[:, self.x].copy_(picked(x))
         targets = rows[:, self.targets]
-        targets[:, 0] = x64.square().sum(dim=1)
+        targets[:, 0] = _squared_norms(x64)
         for i, name in enumerate(self.names):
-            error = rows[:, d * (1 + i) : d * (2 + i)].copy_(recons[name])
-            targets[:, 1 + s + i] = error.square().sum(dim=1)
+            error = rows[:, d * (1 + i) : d * (2 + i)].copy_(picked(recons[name]))
+            targets[:, 1 + s + i] = _squared_norms(error)
             torch.sub(x64, error, out=error)
-            targets[:, 1 + i] = error.square().sum(dim=1)
+            targets[:, 1 + i] = _squared_norms(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +234,12 @@ class Traces:
     xe: Tensor
     ee: Tensor
     targets: Tensor
+
+
+def _squared_norms(rows: Tensor) -> Tensor:
+    """|z|² of every row, without an array of squares."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square_()
 
 
 def error_outer(layout: Layout, delta: Tensor, weight: float) -> Tensor:

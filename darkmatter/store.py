@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,23 +14,29 @@ from darkmatter.batch import BatchSource
 from darkmatter.errors import FileFormatError, InputError
 from darkmatter.files import read_json, read_tensors, write_json, write_tensors
 from darkmatter.folds import FoldAccumulator
+from darkmatter.products import Precision
 
 FORMAT = "darkmatter-moments"
 FORMAT_VERSION = 1
 _INDEX = "checkpoint.json"
+_PART = "part-"
 
 
-def run_identity(source: BatchSource, folds: int) -> str:
-    """Digest of everything that decides a pass: width, SAE names, folds and the source's description.
+def run_identity(
+    source: BatchSource, folds: int, precision: Precision = "float64", share: tuple[int, int] = (0, 1)
+) -> str:
+    """Digest of everything that decides a pass: width, SAE names, folds, arithmetic and the source's description.
 
     Args:
         source: The source.
         folds: Number of folds.
+        precision: How blocks are multiplied.
+        share: Number of this process and how many there are, where each has a share of the documents.
 
     Returns:
         A hexadecimal digest; two runs with the same one accumulate the same batches.
     """
-    facts = [FORMAT_VERSION, source.d_model, list(source.names), folds, dict(source.description)]
+    facts = [FORMAT_VERSION, source.d_model, source.names, folds, precision, share, dict(source.description)]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -47,6 +54,16 @@ class Checkpoint:
     folder: Path
     every_seconds: float = 60.0
     _last: float = field(default_factory=time.monotonic, repr=False)
+
+    def part(self, name: str) -> Checkpoint:
+        """A checkpoint inside this one, for one of several sets of sums that belong together (a site, a process)."""
+        safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        return Checkpoint(self.folder / f"{_PART}{safe}", self.every_seconds)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last save is old enough for another."""
+        return time.monotonic() - self._last >= self.every_seconds
 
     def resume(self, accumulator: FoldAccumulator, identity: str) -> int:
         """Load the last save into a fresh accumulator.
@@ -72,7 +89,8 @@ class Checkpoint:
             )
         if index.get("identity") != identity:
             raise FileFormatError(
-                f"{path} holds the sums of another run (other data, SAEs or folds): {remedy}, or choose another folder",
+                f"{path} holds the sums of another run (other data, SAEs, folds or processes): {remedy}, or choose "
+                "another folder",
                 path,
             )
         batches, tensors = self._read(index, path, remedy)
@@ -91,11 +109,6 @@ class Checkpoint:
         except FileFormatError as error:
             raise FileFormatError(f"{error}; {remedy}", error.path) from None
 
-    def maybe_save(self, accumulator: FoldAccumulator, identity: str, batches: int) -> None:
-        """Save if the last save is old enough."""
-        if time.monotonic() - self._last >= self.every_seconds:
-            self.save(accumulator, identity, batches)
-
     def save(self, accumulator: FoldAccumulator, identity: str, batches: int) -> None:
         """Save the sums of the first `batches` batches, then drop older saves."""
         name = f"moments-{batches}.safetensors"
@@ -108,7 +121,9 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def clear(self) -> None:
-        """Remove the saved sums, once the report is written."""
+        """Remove the saved sums, those of parts included, once the report is written."""
+        for part in self.folder.glob(f"{_PART}*"):
+            Checkpoint(part).clear()
         (self.folder / _INDEX).unlink(missing_ok=True)
         for old in self.folder.glob("moments-*.safetensors"):
             old.unlink(missing_ok=True)

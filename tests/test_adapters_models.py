@@ -214,13 +214,13 @@ def test_bad_arguments(where: Any, options: dict[str, Any], words: str) -> None:
 
 @models
 def test_an_unreachable_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformers")
+    hub = pytest.importorskip("huggingface_hub")
 
     def unreachable(*args: Any, **kwargs: Any) -> Any:
-        assert kwargs["trust_remote_code"] is False
         raise OSError("We couldn't connect\nto the hub")
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
     with pytest.raises(InputError, match=r"nobody/none cannot be loaded.*couldn't connect\): check the id") as caught:
         load_model("nobody/none")
     assert "\n" not in str(caught.value)
@@ -583,3 +583,37 @@ def test_a_missing_text_fails_before_the_model_is_loaded(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(FileFormatError, match="not a file"):
         model_source(FIXTURE, "resid_post:1", tmp_path / "none.txt", {"a": Half(96)})
+
+
+@models
+def test_a_hub_model_records_the_commit_that_its_revision_means(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    transformers = pytest.importorskip("transformers")
+    asked: list[Any] = []
+
+    def download(repo: str, name: str, *, revision: str | None) -> str:
+        asked.append((repo, name, revision))
+        return str(tmp_path / "models--owner--name" / "snapshots" / "abc123" / "config.json")
+
+    def local(kind: Any) -> Any:
+        original = kind.from_pretrained
+
+        def load(place: str, **options: Any) -> Any:
+            assert options["trust_remote_code"] is False or place != "owner/name"
+            asked.append((place, options.pop("revision", None)))
+            return original(str(FIXTURE), **options | {"local_files_only": True})
+
+        return load
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"):
+        kind = getattr(transformers, name)
+        monkeypatch.setattr(kind, "from_pretrained", local(kind))
+    got = load_model("owner/name", revision="main")
+    assert got.revision == "abc123"
+    assert asked[0] == ("owner/name", "config.json", "main"), "by its name, or it cannot be found offline later"
+    rest = {entry for entry in asked[1:] if entry[0] == "owner/name"}  # loading the fixture asks for its own files
+    assert rest == {("owner/name", "abc123")}, "all else from that commit"
+    assert got.fingerprint == loaded.fingerprint

@@ -228,17 +228,31 @@ def test_shapes_that_differ_are_refused(shape: tuple[int, int], other: tuple[int
 
 # options that contradict each other
 
+ONE_OF = "error: expected one of --acts with --recon, --model with --site, --sae and --text, or --cache with --sae\n"
+
 
 def test_neither_arrays_nor_a_model(tmp_path: Path) -> None:
-    refused(tmp_path, ["decompose"], "expected either --acts with --recon, or --model")
+    refused(tmp_path, ["decompose"], ONE_OF)
 
 
 def test_arrays_and_a_model(tmp_path: Path) -> None:
-    refused(tmp_path, [*write(tmp_path), "--model", FIXTURE], "expected either --acts with --recon, or --model")
+    refused(tmp_path, [*write(tmp_path), "--model", FIXTURE], ONE_OF)
 
 
-@pytest.mark.parametrize("missing", ["--site", "--sae", "--text"])
-def test_a_model_without_what_it_needs(tmp_path: Path, missing: str) -> None:
+def test_stored_activations_and_a_model(tmp_path: Path) -> None:
+    refused(tmp_path, ["decompose", "--cache", tmp_path, "--model", FIXTURE], ONE_OF)
+    refused(tmp_path, [*write(tmp_path), "--cache", tmp_path], ONE_OF)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("--site", "--model needs --site, --sae, and --text or --tokens"),
+        ("--sae", "no SAE is given, expected --sae or --sae-glob"),
+        ("--text", "--model needs --site, --sae, and --text or --tokens"),
+    ],
+)
+def test_a_model_without_what_it_needs(tmp_path: Path, missing: str, words: str) -> None:
     given: dict[str, str | Path] = {
         "--model": FIXTURE,
         "--site": "resid_post:1",
@@ -246,7 +260,7 @@ def test_a_model_without_what_it_needs(tmp_path: Path, missing: str) -> None:
         "--text": tmp_path / "text.json",
     }
     del given[missing]
-    refused(tmp_path, ["decompose", *chain.from_iterable(given.items())], "--model needs --site")
+    refused(tmp_path, ["decompose", *chain.from_iterable(given.items())], words)
 
 
 def test_acts_without_recon(tmp_path: Path) -> None:

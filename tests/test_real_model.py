@@ -41,7 +41,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     pytest.importorskip("transformers")
     out = tmp_path_factory.mktemp("sae") / "sae"
-    options = ("--latents", 64, "--k", 8, "--tokens", 16_384, "--out", out)
+    options = ("--latents", 64, "--k", 8, "--train-tokens", 16_384, "--out", out)
     shown = good("train-sae", "--model", FIXTURE, "--site", SITE, "--text", text, *options)
     assert "Trained 64 latents, k = 8, on 16,384 tokens" in shown.stdout
     return out
@@ -143,7 +143,7 @@ def test_train_then_decompose_agrees_with_a_two_pass_script(trained: Path, text:
 def test_several_saes_share_one_pass(trained: Path, text: Path, tmp_path: Path) -> None:
     good(
         *("train-sae", "--model", FIXTURE, "--site", SITE, "--text", text, "--latents", 64, "--k", 8),
-        *("--tokens", 16_384, "--seed", 1, "--out", tmp_path / "second"),
+        *("--train-tokens", 16_384, "--seed", 1, "--out", tmp_path / "second"),
     )
     model = ("decompose", "--model", FIXTURE, "--site", SITE, "--text", text, "--folds", 10, "--max-tokens", 4000)
     pair = ("--sae", f"a={trained}", "--sae", f"b={tmp_path / 'second'}")
@@ -185,7 +185,7 @@ def test_what_does_not_fit_the_model_is_refused(trained: Path, text: Path, tmp_p
 
 
 def test_training_again_gives_the_same_bytes(trained: Path, text: Path, tmp_path: Path) -> None:
-    options = ("--latents", 64, "--k", 8, "--tokens", 16_384, "--out", tmp_path / "again")
+    options = ("--latents", 64, "--k", 8, "--train-tokens", 16_384, "--out", tmp_path / "again")
     good("train-sae", "--model", FIXTURE, "--site", SITE, "--text", text, *options)
     for name in ("cfg.json", "sae.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes()
@@ -264,7 +264,7 @@ def test_a_trained_model_agrees_with_a_two_pass_script(tmp_path: Path) -> None:
     if not (model.is_dir() and stories.is_file()):
         pytest.skip(f"needs {model.name} and {stories.name} in ../shared/models, which are not part of the repository")
     where = ("--model", model, "--site", SITE, "--text", stories)
-    good("train-sae", *where, "--latents", 512, "--k", 16, "--tokens", 200_000, "--out", tmp_path / "sae")
+    good("train-sae", *where, "--latents", 512, "--k", 16, "--train-tokens", 200_000, "--out", tmp_path / "sae")
     done = good("decompose", *where, "--sae", tmp_path / "sae", "--out", tmp_path / "out", "--json")
     result = json.loads(done.stdout)["saes"]["sae"]
     x, groups = activations(model, stories, LAYER)

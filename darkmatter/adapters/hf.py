@@ -24,7 +24,8 @@ from darkmatter.files import read_json
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 """Precisions a model can be run in, by name."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files of which a folder with a tokenizer has at least one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +34,7 @@ class LoadedModel:
 
     Attributes:
         model: The model; its parameters take no gradient.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None where none was asked for.
         name: The folder's name or the hub id.
         revision: Commit of the hub repository; None for a local folder.
         dtype: Name of the precision it runs in.
@@ -53,7 +54,12 @@ class LoadedModel:
 
 
 def load_model(
-    folder_or_id: Path | str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    folder_or_id: Path | str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a causal language model from a folder, or from the Hugging Face hub when no such folder exists.
 
@@ -63,7 +69,8 @@ def load_model(
         folder_or_id: Folder with config.json, safetensors weights and tokenizer files, or a hub id.
         revision: Branch, tag or commit on the hub; must be None for a folder.
         dtype: Precision to run in, one of `DTYPES`.
-        device: Torch device, such as "cpu" or "cuda:0".
+        device: Torch device, such as "cpu" or "cuda:0"; "auto" spreads a model over all GPUs (needs accelerate).
+        tokenizer: Whether the tokenizer is needed; False for a text that is token ids already.
 
     Returns:
         The model and what the report needs to know of it.
@@ -76,8 +83,9 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    place = torch_device(device)
-    transformers = _transformers()
+    spread = device == "auto"
+    place = torch_device("cpu" if spread else device)
+    transformers = transformers_module()
     folder = Path(folder_or_id)
     local = folder.is_dir()
     if local and revision is not None:
@@ -85,9 +93,11 @@ def load_model(
     if not local and (folder.exists() or folder.is_absolute() or str(folder_or_id).startswith((".", "~"))):
         raise InputError(f"{folder} is not a folder: expected a model folder with config.json, or a hub id")
     if local:
-        _check_folder(folder, transformers)
-    source, common = str(folder_or_id), {"revision": revision or "main", "local_files_only": local}
-    with _quiet(transformers), _one_line(source, folder if local else None):
+        _check_folder(folder, transformers, tokenizer=tokenizer)
+    source = str(folder_or_id)
+    with quiet(transformers), _one_line(source, folder if local else None):
+        commit = None if local else hub_commit(source, revision)
+        common = {"revision": commit or "main", "local_files_only": local}
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(f"{source} is a {config.model_type!r} model, expected a causal language model")
@@ -102,9 +112,12 @@ def load_model(
             output_loading_info=True,
             **{key: DTYPES[dtype]},
             **eager,
+            **({"device_map": "auto"} if spread else {}),
             **common,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **common)
+        words = None
+        if tokenizer:
+            words = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, **common)
     missing = sorted(info["missing_keys"])
     if missing:
         raise FileFormatError(
@@ -112,12 +125,14 @@ def load_model(
             "random: expected a complete causal language model",
             folder,
         )
-    model.requires_grad_(False).eval().to(place)
+    model.requires_grad_(False).eval()
+    if not spread:
+        model.to(place)
     return LoadedModel(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=words,
         name=folder.resolve().name if local else source,
-        revision=getattr(config, "_commit_hash", None),
+        revision=commit,
         dtype=dtype,
         d_model=int(text_config(model).hidden_size),
         n_layers=len(find_blocks(model)),
@@ -125,7 +140,30 @@ def load_model(
     )
 
 
-def _transformers() -> Any:
+def hub_commit(repo: str, revision: str | None) -> str | None:
+    """Find the commit that a revision of a hub repository means now.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None is the main branch.
+
+    Returns:
+        The commit, which as a folder of the hub's cache is part of a file's path; the revision where it is not.
+    """
+    # asked for by its name first: that is what makes the same command work offline later
+    parts = Path(import_module("huggingface_hub").hf_hub_download(repo, "config.json", revision=revision)).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
+
+
+def transformers_module() -> Any:
+    """Import transformers.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
     try:
         return import_module("transformers")
     except ImportError as error:
@@ -153,7 +191,7 @@ def torch_device(device: str) -> torch.device:
     return place
 
 
-def _check_folder(folder: Path, transformers: Any) -> None:
+def _check_folder(folder: Path, transformers: Any, *, tokenizer: bool) -> None:
     config = read_json(folder / "config.json", "a model's configuration")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
@@ -168,8 +206,8 @@ def _check_folder(folder: Path, transformers: Any) -> None:
             f"{folder} has no *.safetensors weights: convert them (pickled .bin weights are never opened)", folder
         )
     # Without these files transformers makes up an empty tokenizer and says nothing.
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileFormatError(f"{folder} has no tokenizer, expected one of {', '.join(_TOKENIZER_FILES)}", folder)
+    if tokenizer and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileFormatError(f"{folder} has no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}", folder)
 
 
 @contextmanager
@@ -189,7 +227,7 @@ def _one_line(source: str, folder: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Silence progress bars, log lines and warnings, and restore them as they were."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

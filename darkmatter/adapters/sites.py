@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from darkmatter.adapters.site_table import KINDS, Side, place_in_block
@@ -158,6 +159,20 @@ def resolve_site(model: nn.Module, site: Site) -> Hook:
             f"site {site} should be at {full}, which this {type(model).__name__} does not have: give the module itself "
             f"({_nearest(model, full)})"
         ) from None
+
+
+def device_of(model: nn.Module, site: Site) -> torch.device:
+    """Find the device of a site's module, where SAEs and sums belong if the model is spread over several.
+
+    Args:
+        model: The model.
+        site: The site.
+
+    Returns:
+        The device of the module's first parameter; of a module without any, of the model's.
+    """
+    module = resolve_site(model, site).module
+    return next((p.device for p in (*module.parameters(), *model.parameters())), torch.device("cpu"))
 
 
 def _nearest(model: nn.Module, path: str) -> str:

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from darkmatter.commands.many_table import FEW, show_many
 from darkmatter.inference import Estimate
 from darkmatter.report import THEOREMS, percent, percent_interval, verdict
 from darkmatter.results import Decomposition
@@ -41,6 +42,9 @@ RECOVERY_ROWS = (
     ("l0", "latents per token (L0)", ""),
 )
 """Rows of the table of a recovery: name, label, note."""
+
+
+_MOST_PAIRS = 15
 
 
 class _Rate(ProgressColumn):
@@ -167,13 +171,18 @@ def put(text: str) -> None:
 def show_results(results: Mapping[str, Decomposition], truth: Mapping[str, Any] | None = None) -> None:
     """Print every decomposition as a table, then its warnings and its sentence."""
     console = Console(highlight=False)
-    for name, result in results.items():
+    if len(results) > FEW and not truth:
+        show_many(results)
+    for name, result in results.items() if len(results) <= FEW or truth else ():
         console.print(_table(result, (truth or {}).get(name)))
         for warning in result.warnings:
             console.print(f"Warning: {warning}", style="yellow", markup=False)
         console.print(verdict(result), style="bold", markup=False)
-    if len(results) > 1:
+    pairs = sum(len(result.replicates) for result in results.values()) // 2
+    if 0 < pairs <= _MOST_PAIRS:
         console.print(_pairs(results))
+    elif pairs:
+        console.print(f"{pairs:,} pairs of SAEs are compared (T8) in report.json.", markup=False)
 
 
 def _table(result: Decomposition, truth: Any | None) -> Table:
@@ -287,7 +296,9 @@ def _pairs(results: Mapping[str, Decomposition]) -> Table:
     names = list(results)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            pair = results[first].replicates[second]
+            pair = results[first].replicates.get(second)
+            if pair is None:  # at another site, or in another group
+                continue
             top = max(results[name].fvu_nonlinear.high for name in (first, second))
             table.add_row(
                 f"{first} | {second}",

@@ -69,7 +69,13 @@ class ModelOptions:
             norm_filter=given.norm_filter if self.norm_filter is None else self.norm_filter,
         )
         return model_activations(
-            load_model(self.model, revision=self.revision, dtype=self.dtype, device=self.device),
+            load_model(
+                self.model,
+                revision=self.revision,
+                dtype=self.dtype,
+                device=self.device,
+                tokenizer=self.tokens is None,
+            ),
             places,
             documents,
             context_length=None if self.tokens else _first(self.context_length, protocol.context_length),

@@ -46,3 +46,18 @@ def check_out(out: Path) -> None:
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(f"{nearest} is a file, expected a folder to write to: choose another --out")
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Check an option that takes one of a few words.
+
+    Args:
+        name: The option.
+        value: Its value.
+        known: The words.
+
+    Raises:
+        InputError: Another word.
+    """
+    if value not in known:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}")

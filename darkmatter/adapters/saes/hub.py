@@ -47,6 +47,25 @@ def fetch(location: str, family: Family | None, revision: str | None) -> SaeFile
         return _Repository(hub, repo, "/".join(inside), behind or revision).files(named, family, path)
 
 
+def list_files(repo: str, revision: str | None) -> list[str]:
+    """List the files of a repository.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None takes the main branch.
+
+    Returns:
+        Paths in the repository.
+
+    Raises:
+        InputError: Offline mode is on, huggingface_hub is missing, or the hub refuses or cannot be reached.
+    """
+    with _one_line(repo) as hub:
+        if import_module("huggingface_hub.constants").HF_HUB_OFFLINE:
+            raise InputError(f"{repo}: a repository cannot be listed offline: name the SAEs one by one with --sae")
+        return list(hub.HfApi().list_repo_files(repo, revision=revision))
+
+
 class _Repository:
     """One folder of a repository."""
 
