@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from darkmatter.commands.console import put, say, show_recovery, show_results, show_theory, steps
+from darkmatter.commands.exports import check_exports, write_exports
 from darkmatter.commands.measure import Outcome, check_experiment, measure
 from darkmatter.errors import InputError
 from darkmatter.files import write_json
 from darkmatter.inference import Estimate
 from darkmatter.plots import save_decomposition_figure
 from darkmatter.plots_world import save_world_figure
-from darkmatter.sae import SAE
-from darkmatter.sae.export import export_gemmascope, export_saelens
 from darkmatter.sandbox import Surgical
 from darkmatter.sandbox.experiment import Experiment
 from darkmatter.store import Checkpoint
-
-EXPORTS: Mapping[str, Callable[[SAE, Path], None]] = {
-    "saelens": lambda sae, out: export_saelens(sae, out / "saelens"),
-    "gemmascope": lambda sae, out: export_gemmascope(sae, out / "gemmascope" / "params.npz"),
-}
-"""Formats of other libraries, each written into a folder of its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +77,7 @@ def _write(run: SynthRun, outcome: Outcome) -> list[str]:
     written = ["decomposition.png", "world.png"]
     if outcome.sae is not None:
         written.append("sae/")
-        for name in run.exports:
-            EXPORTS[name](outcome.sae, out)
-            written.append(f"{name}/")
+        written += write_exports(outcome.sae, out, run.exports)
     if outcome.recovery is not None:
         write_json(out / "recovery.json", outcome.recovery.to_dict())
         written.append("recovery.json")
@@ -96,13 +87,9 @@ def _write(run: SynthRun, outcome: Outcome) -> list[str]:
 
 
 def _check_exports(run: SynthRun) -> None:
-    unknown = [name for name in run.exports if name not in EXPORTS]
-    if unknown:
-        raise InputError(f"export is {unknown[0]!r}, expected one of {', '.join(EXPORTS)}")
-    if not run.exports:
-        return
     sae = run.experiment.sae
-    if isinstance(sae, Surgical):
+    if not isinstance(sae, Surgical):
+        check_exports(run.exports, sae.architecture)
+    elif run.exports:
+        check_exports(run.exports, "relu")  # an unknown format is said first
         raise InputError(f"--export {run.exports[0]} needs a trained SAE, and this one is surgical: leave it out")
-    if "gemmascope" in run.exports and sae.architecture == "topk":
-        raise InputError("a topk SAE has no threshold for --export gemmascope: use saelens, or another architecture")
