@@ -114,8 +114,7 @@ def decompose(
             "expected one of --acts with --recon, --model with --site, --sae and --text, or --cache with --sae"
         )
     if acts is not None:
-        if memory is not None:
-            raise InputError("--memory needs --model or --cache: pass fewer --recon at a time")
+        _refuse(ctx, "--acts", _ONLY_MODEL + _ONLY_SAES)
         source = arrays_source(acts, recon or [], docs)
         finish(decompose_source(source, run), source.description, run)
         return
@@ -133,8 +132,10 @@ def decompose(
         write_cache=write_cache,
     )
     if cache is not None:
+        _refuse(ctx, "--cache", (*_ONLY_MODEL, "recon"))
         run_cache(cache, docs, chosen, run)
         return
+    _refuse(ctx, "--model", ("recon", "docs"))
     if not site or (text is None and tokens is None):
         raise InputError("--model needs --site, --sae, and --text or --tokens")
     run_model(_model_options(ctx, site[0]), site, chosen, run)
@@ -243,6 +244,24 @@ def train_sae(
         checkpoint_seconds=checkpoint_seconds,
         as_json=as_json,
     )
+
+
+_ONLY_MODEL = (*(name for name in _MODEL_OPTIONS if name not in ("model", "device")), "site", "sae_site")
+_ONLY_MODEL += ("preflight", "force", "write_cache")
+_ONLY_SAES = ("sae", "sae_glob", "family", "memory")
+
+
+def _refuse(ctx: typer.Context, mode: str, names: tuple[str, ...]) -> None:
+    """Refuse options that would be ignored without a word.
+
+    Raises:
+        InputError: One of them was given.
+    """
+    from darkmatter.errors import InputError
+
+    meaningless = sorted(given(ctx).keys() & {name.replace("_", "-") for name in names})
+    if meaningless:
+        raise InputError(f"--{meaningless[0]} has no meaning with {mode}: leave it out")
 
 
 def _model_options(ctx: typer.Context, site: str) -> Any:

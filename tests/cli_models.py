@@ -13,21 +13,25 @@ import numpy as np
 from typer.testing import CliRunner, Result
 
 from darkmatter.cli import app
+from darkmatter.groups import pass_bytes
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-gemma2"
 TEXTS = [part for key in sorted(topics.topics) for part in topics.topics[key].split("\n\n") if len(part) > 200][:96]
 CONTEXT, FOLDS = 64, 8
 SMALL = ("--latents", 128, "--train-tokens", 15_000, "--batch-size", 512)
+TWO_FIT = pass_bytes(96, 2, FOLDS)
+"""Memory for two SAEs of resid_post:1 at a time."""
 Argument = str | Path | int | float
 _JUMP: tuple[Argument, ...] = ("--architecture", "jumprelu", "--target-l0", 16)
+_POOR: tuple[Argument, ...] = ("--target-l0", 8, "--latents", 64, "--batch-size", 1024)
 KINDS: dict[str, tuple[Any, ...]] = {
     "top": ("resid_post:1", "--k", 16),
     "jump": ("resid_post:1", *_JUMP, "--export", "saelens", "--export", "gemmascope"),
-    "deep": ("resid_post:3", *_JUMP, "--export", "gemmascope"),
+    "deep": ("resid_post:3", *_JUMP, *_POOR, "--export", "gemmascope"),
     "mlp": ("mlp_out:1", "--k", 16),
     "heads": ("attn_z:2", "--k", 16),
 }
-"""The SAEs: site and options."""
+"""The SAEs: site and options. `deep` is so poor that at another layer it is worse than the mean."""
 
 
 def invoke(*args: Argument) -> Result:
@@ -84,6 +88,10 @@ class Zoo:
             found += ["--sae", f"{own}={self.folder / place}" if mark else self.folder / own]
         return tuple(found)
 
+    def three(self) -> tuple[Argument, ...]:
+        """Options of three SAEs of resid_post:1."""
+        return self.saes("top", "lens=jump/saelens", "scope=jump/gemmascope")
+
 
 def decompose(out: Path, *args: Argument, preflight: bool = False) -> dict[str, Any]:
     """Run it, and read what it wrote."""
@@ -113,3 +121,12 @@ def same(found: Mapping[str, Any], wanted: Mapping[str, Any], rel: float) -> Non
             assert np.isclose(a[path], value, rtol=0, atol=rel * scale), (path, a[path], value)
         else:
             assert a[path] == value, path
+
+
+def read(out: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def without(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name not in names}

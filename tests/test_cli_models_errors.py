@@ -222,6 +222,13 @@ def test_options_that_cannot_be(saes: Path, tmp_path: Path, case: str) -> None:
     assert words in unchanged(tmp_path, "decompose", *where)
 
 
+def test_a_wrong_width_is_one_line_where_there_is_more_to_say(zoo: Zoo, tmp_path: Path) -> None:
+    words = "SAE 'heads' has d_model 128, but resid_post:1 of tiny-gemma2 has 96"
+    where = ("decompose", *zoo.on("resid_post:1"), *zoo.saes("heads"))  # which was made for another site, too
+    for checks in ((), ("--no-preflight",)):
+        assert words in unchanged(tmp_path, *where, *checks)
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [

@@ -18,7 +18,7 @@ from darkmatter.commands.console import say, steps
 from darkmatter.commands.decompose import Run, alone, decompose_in_groups, decompose_source, finish, processes
 from darkmatter.commands.model_options import ModelOptions
 from darkmatter.commands.preflight_model import run_preflight
-from darkmatter.commands.sae_choice import by_site, choose_saes, load_saes, notes_of
+from darkmatter.commands.sae_choice import Sorted, by_site, choose_saes, load_saes, notes_of
 from darkmatter.distributed import total
 from darkmatter.errors import InputError
 
@@ -74,9 +74,10 @@ def run_cache(place: str, docs: Path | None, chosen: SaeOptions, run: Run) -> No
 
     def make(names: tuple[str, ...]) -> CachedSource:
         saes = load_saes({name: places[name] for name in names}, family=chosen.family, device=run.device)
-        _warn_of_sites(saes, stream.description.get("site"))
         notes.update(notes_of(saes))
-        return CachedSource(stream, {name: sae.sae for name, sae in saes.items()}, notes_of(saes), device=run.device)
+        source = CachedSource(stream, {name: sae.sae for name, sae in saes.items()}, notes_of(saes), device=run.device)
+        _remark(saes, stream.description.get("site"))
+        return source
 
     names = tuple(places)
     if run.memory is None:
@@ -161,13 +162,11 @@ class _OnModel:
         loaded = self._load(names)
         site = str(self._activations.sites[0])
         by_site(loaded, [site], self._chosen.sites)
-        if not (self._quiet or self._chosen.preflight):  # the preflight says it itself
-            _warn_of_sites(loaded, site)
         notes = notes_of(loaded)
         self._notes.update(notes)
         saes = {name: sae.sae for name, sae in loaded.items()}
         source = ModelSource(activations=self._activations, saes=saes, notes=notes)
-        self._check(source)
+        self._check(source, {site: loaded})
         self._cache()
         return source if self._cached is None else CachedSource(self._cached, saes, notes, device=self._run.device)
 
@@ -179,15 +178,19 @@ class _OnModel:
         self._notes.update(notes)
         saes = {site: {name: sae.sae for name, sae in members.items()} for site, members in sorted_saes.items()}
         source = ModelSitesSource(activations=self._activations, saes=saes, notes=notes)
-        self._check(source)
+        self._check(source, sorted_saes)
         return source
 
     def _load(self, names: tuple[str, ...]) -> dict[str, LoadedSae]:
         places = {name: self._places[name] for name in names}
         return load_saes(places, family=self._chosen.family, device=self._run.device)
 
-    def _check(self, source: ModelSource | ModelSitesSource) -> None:
-        if self._chosen.preflight and not self._quiet:
+    def _check(self, source: ModelSource | ModelSitesSource, saes: Sorted) -> None:
+        if self._quiet:
+            return
+        for site, members in saes.items():
+            _remark(members, None if self._chosen.preflight else site)  # the preflight speaks of sites itself
+        if self._chosen.preflight:
             found = run_preflight(source, force=self._chosen.force)
             self._more.setdefault("preflight", []).append(found)
 
@@ -210,10 +213,13 @@ class _OnModel:
         self._more["paper"] = found
 
 
-def _warn_of_sites(saes: Mapping[str, LoadedSae], site: Any) -> None:
+def _remark(saes: Mapping[str, LoadedSae], site: Any) -> None:
+    """Say what is out of the ordinary, once all is well: an error is to be one line."""
     for name, sae in saes.items():
         if isinstance(site, str) and sae.site is not None and not same_place(sae.site, site):
             say(f"Warning: {name} was made for {sae.site} according to its files, not for {site}.")
+        if sae.sae.input_norm is not None:
+            say(f"Note on {name}: {sae.normalisation}")
 
 
 def _whole(value: Any) -> int | None:

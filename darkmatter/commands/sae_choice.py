@@ -73,13 +73,13 @@ def by_site(saes: Mapping[str, LoadedSae], sites: Sequence[str], said: Sequence[
         told[name] = place
     found: Sorted = {place: {} for place in places}
     for name, sae in saes.items():
-        site = told.get(name, places[0] if len(places) == 1 else _advertised(sae, places))
-        if site is None:
+        where = told.get(name, places[0] if len(places) == 1 else _advertised(sae, places))
+        if where is None:
             advertised = "say no site" if sae.site is None else f"say {sae.site}"
             raise InputError(
                 f"{name}: its files {advertised}, expected one of {', '.join(places)}: add --sae-site {name}=SITE"
             )
-        found[site][name] = sae
+        found[where][name] = sae
     for place, members in found.items():
         if not members:
             raise InputError(f"no SAE is for {place}: leave the site out, or add --sae-site NAME={place}")
