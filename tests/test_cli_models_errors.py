@@ -282,9 +282,6 @@ def test_an_environment_that_cannot_be(
 def test_stored_activations_of_another_kind(saes: Path, tmp_path: Path) -> None:
     sae = ("--sae", saes / "resid")
     assert "nowhere" in unchanged(tmp_path, "decompose", "--cache", tmp_path / "nowhere", *sae)
-    words = "need --model: stored activations are of one site already"
+    words = "has no meaning with --cache: leave it out"
     for option in (("--write-cache", tmp_path / "c"), ("--sae-site", "resid=attn_z:2")):
         assert words in unchanged(tmp_path, "decompose", "--cache", tmp_path, *sae, *option)
-    words = "--memory needs --model or --cache: pass fewer --recon at a time"
-    given = ("--acts", tmp_path / "x.npy", "--recon", tmp_path / "y.npy", "--memory", "1GB")
-    assert words in unchanged(tmp_path, "decompose", *given)

@@ -60,12 +60,7 @@ def run_cache(place: str, docs: Path | None, chosen: SaeOptions, run: Run) -> No
         docs: Document ids of array files.
         chosen: The SAEs.
         run: How.
-
-    Raises:
-        InputError: An option that needs the model.
     """
-    if chosen.write_cache is not None or chosen.sites:
-        raise InputError("--write-cache and --sae-site need --model: stored activations are of one site already")
     alone("--cache")
     places = choose_saes(chosen.saes, chosen.pattern)
     stream = open_activations(place, docs=docs)
