@@ -247,7 +247,7 @@ def train_sae(
 
 
 _ONLY_MODEL = (*(name for name in _MODEL_OPTIONS if name not in ("model", "device")), "site", "sae_site")
-_ONLY_MODEL += ("preflight", "force", "write_cache")
+_ONLY_MODEL += ("force", "write_cache")
 _ONLY_SAES = ("sae", "sae_glob", "family", "memory")
 
 

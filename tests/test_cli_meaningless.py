@@ -15,7 +15,7 @@ CASES = [
     (["--acts", "x.npy", "--recon", "r.npy", "--memory", "1GB"], "--memory has no meaning with --acts"),
     (["--cache", "c", "--sae", "s", "--site", "resid_post:1"], "--site has no meaning with --cache"),
     (["--cache", "c", "--sae", "s", "--skip-first", "3"], "--skip-first has no meaning with --cache"),
-    (["--cache", "c", "--sae", "s", "--no-preflight"], "--preflight has no meaning with --cache"),
+    (["--cache", "c", "--sae", "s", "--force"], "--force has no meaning with --cache"),
     (["--model", "m", "--site", "resid_post:1", "--sae", "s", "--text", "t", "--docs", "d"], "--docs has no meaning"),
 ]
 

@@ -58,11 +58,11 @@ def test_two_processes_equal_one(zoo: Zoo, tmp_path: Path) -> None:
     assert report["source"] == {**single["source"], "documents_shared_by": 2}
 
 
-@pytest.mark.parametrize("given", [("--cache", "nowhere"), ("--acts", "x.npy", "--recon", "y.npy")])
+@pytest.mark.parametrize("given", [("--cache", "nowhere", "--sae", "z"), ("--acts", "x.npy", "--recon", "y.npy")])
 def test_what_is_for_one_process(given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = invoke("decompose", *given, "--sae", "z", "--out", tmp_path / "out")
+    result = invoke("decompose", *given, "--out", tmp_path / "out")
     words = f"error: {given[0]} is for one process, but there are 2: start without torchrun\n"
     assert (result.exit_code, result.stderr) == (2, words)
 
