@@ -41,6 +41,7 @@ class LoadedModel:
         d_model: Width of the residual stream.
         n_layers: Number of blocks.
         fingerprint: Hash of a few entries of every parameter.
+        has_head: Whether it predicts tokens; an encoder such as MiniLM is read as it is, and has no loss.
     """
 
     model: nn.Module = field(repr=False)
@@ -51,6 +52,7 @@ class LoadedModel:
     d_model: int
     n_layers: int
     fingerprint: str
+    has_head: bool = True
 
 
 def load_model(
@@ -61,7 +63,7 @@ def load_model(
     device: str = "cpu",
     tokenizer: bool = True,
 ) -> LoadedModel:
-    """Load a causal language model from a folder, or from the Hugging Face hub when no such folder exists.
+    """Load a causal language model, or a model without a head, from a folder, else from the Hugging Face hub.
 
     Only safetensors weights are read and no code from the repository is ever run.
 
@@ -99,12 +101,14 @@ def load_model(
         commit = None if local else hub_commit(source, revision)
         common = {"revision": commit or "main", "local_files_only": local}
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **common)
-        if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        bare = _is_bare(transformers, config)
+        if not bare and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             raise InputError(f"{source} is a {config.model_type!r} model, expected a causal language model")
         # Gemma 2 caps its attention logits; fused kernels skip the cap, which changes every activation.
         eager = {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
         key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        kind = transformers.AutoModel if bare else transformers.AutoModelForCausalLM
+        model, info = kind.from_pretrained(
             source,
             config=config,
             use_safetensors=True,
@@ -137,7 +141,16 @@ def load_model(
         d_model=int(text_config(model).hidden_size),
         n_layers=len(find_blocks(model)),
         fingerprint=_fingerprint(model),
+        has_head=not bare,
     )
+
+
+def _is_bare(transformers: Any, config: Any) -> bool:
+    """Whether the weights are those of a model without a head, by the class that saved them."""
+    known = type(config) in transformers.MODEL_MAPPING
+    base = transformers.MODEL_MAPPING[type(config)] if known else ()
+    classes = base if isinstance(base, tuple) else (base,)
+    return any(kind.__name__ in (config.architectures or ()) for kind in classes)
 
 
 def hub_commit(repo: str, revision: str | None) -> str | None:

@@ -26,7 +26,8 @@ class Losses:
     def __init__(self, pilot: Pilot) -> None:
         self._pilot, self._rows = pilot, pilot.batches[0]
         self._valid = targets(self._rows)
-        self._clean = pilot.losses(self._rows)[self._valid]
+        # a model without a head has no loss: nothing is said of it then
+        self._clean = pilot.losses(self._rows)[self._valid] if pilot.loaded.has_head else torch.empty(0)
         self._zero: float | None = None
 
     def of_model(self) -> list[Check]:

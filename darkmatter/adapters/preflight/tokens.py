@@ -91,7 +91,7 @@ def bos_gain(pilot: Pilot, bos: int) -> tuple[float, float]:
         The mean and its standard error.
     """
     rows = pilot.batches[0]
-    if rows.ids.shape[1] < 3:  # no token is left to compare
+    if rows.ids.shape[1] < 3 or not pilot.loaded.has_head:  # no token is left to compare, or no loss
         return 0.0, 0.0
     front = torch.full_like(rows.ids[:, :1], bos)
     shifted = Rows(
