@@ -96,6 +96,7 @@ def start(backend: Backend | None = None) -> Iterator[tuple[int, int]]:
         ) from None
     try:
         yield rank, size
+        dist.barrier()  # torchrun ends all processes with the first that does not end well: not before all are done
     finally:
         dist.destroy_process_group()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -113,6 +114,11 @@ def processes(device: str) -> Iterator[tuple[int, int, str]]:
         if size > 1 and device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         yield rank, size, device
+    if size > 1:
+        # everything is written, and threads of the process group now and then abort a process that ends the usual way
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def decompose_source(source: BatchSource | SitesSource, run: Run, *, sharded: bool = False) -> dict[str, Decomposition]:
