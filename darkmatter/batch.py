@@ -27,11 +27,15 @@ class Batch:
         x: Activations, (n, d_model), any floating dtype.
         recons: Reconstructions Sae(x) by SAE name, each (n, d_model) — not errors.
         groups: Document id of every token, (n,), int64. A document may span batches.
+        positions: Position of every token in its document, (n,), int64; None where it is not known.
+        token_ids: Vocabulary id of every token, (n,), int64; None where there is none.
     """
 
     x: Array
     recons: Mapping[str, Array]
     groups: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64] | None = None
+    token_ids: npt.NDArray[np.int64] | None = None
 
 
 @runtime_checkable
@@ -174,12 +178,10 @@ def check_batch(batch: Batch, *, d_model: int, names: tuple[str, ...]) -> tuple[
             f"batch has reconstructions {sorted(batch.recons, key=str)}, expected {sorted(names)}: "
             "every batch must hold every SAE the source names"
         )
-    groups = batch.groups
-    if not isinstance(groups, np.ndarray) or groups.dtype != np.int64:
-        kind = groups.dtype if isinstance(groups, np.ndarray) else type(groups).__name__
-        raise InputError(f"groups is {kind}, expected a numpy int64 array of document ids")
-    if groups.shape != (n,):
-        raise InputError(f"groups has shape {groups.shape}, expected ({n},): one document id per token")
+    _check_numbers(batch.groups, "groups", "document id", n)
+    for name, numbers, what in (("positions", batch.positions, "position"), ("token_ids", batch.token_ids, "token id")):
+        if numbers is not None:
+            _check_numbers(numbers, name, what, n)
     check_finite(x, "x")
     recons = {}
     for name in names:
@@ -188,6 +190,19 @@ def check_batch(batch: Batch, *, d_model: int, names: tuple[str, ...]) -> tuple[
         check_finite(recon, f"recon {name!r}")
         recons[name] = recon
     return x, recons
+
+
+def _check_numbers(value: Any, name: str, what: str, n: int) -> None:
+    """Require one int64 per token.
+
+    Raises:
+        InputError: Another type, dtype or shape.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != np.int64:
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise InputError(f"{name} is {kind}, expected a numpy int64 array of {what}s")
+    if value.shape != (n,):
+        raise InputError(f"{name} has shape {value.shape}, expected ({n},): one {what} per token")
 
 
 @dataclass(frozen=True, slots=True)

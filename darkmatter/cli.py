@@ -9,6 +9,7 @@ import typer
 
 from darkmatter import __version__
 from darkmatter import cli_options as o
+from darkmatter.cli_analyses import app as analyses
 from darkmatter.cli_errors import one_clear_line
 from darkmatter.cli_given import given
 from darkmatter.cli_models import app as models
@@ -221,6 +222,7 @@ def bracket(
 
 
 app.add_typer(models)
+app.add_typer(analyses)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from darkmatter.adapters.activations import ModelActivations, model_activations
 from darkmatter.adapters.documents import open_text
 from darkmatter.adapters.hf import load_model
 from darkmatter.adapters.positions import PositionPolicy
-from darkmatter.adapters.run_saes import Sae, SaeRunner, check_saes
+from darkmatter.adapters.run_saes import Sae, SaeRunner, check_saes, joined
 from darkmatter.adapters.sites import Site, parse_site
 from darkmatter.adapters.tokens import Bos
 from darkmatter.batch import Batch, check_header
@@ -70,7 +70,7 @@ class ModelSource:
         """Yield batch number `start` and those after it; no forward pass is run for earlier ones."""
         runner = SaeRunner(self.saes)
         for found in self.activations.batches_from(start):
-            yield Batch(x=found.x, recons=runner.recons(found.x), groups=found.groups)
+            yield joined(found, runner)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,10 +133,7 @@ class ModelSitesSource:
         """Yield batch number `start` of every site and those after it; no forward pass is run for earlier ones."""
         runners = {site: SaeRunner(self.saes[str(site)]) for site in self.activations.sites}
         for found in self.activations.site_batches_from(start):
-            yield {
-                str(site): Batch(x=found[site].x, recons=runner.recons(found[site].x), groups=found[site].groups)
-                for site, runner in runners.items()
-            }
+            yield {str(site): joined(found[site], runner) for site, runner in runners.items()}
 
 
 def model_source(

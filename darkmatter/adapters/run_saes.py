@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from darkmatter.adapters.backoff import BackOff
+from darkmatter.batch import Batch
 from darkmatter.errors import InputError
 
 Sae = Callable[[Tensor], Tensor]
@@ -52,6 +55,51 @@ class SaeRunner:
         with torch.no_grad():
             parts = self._parts.run(lambda part: sae(x[part]), len(x))
         return parts[0] if len(parts) == 1 else torch.cat([x[:0], *parts])
+
+
+class TokenBatch(Protocol):
+    """Some tokens of one site: what a model's stream yields, and what every kind of stored activations does."""
+
+    @property
+    def x(self) -> Tensor:
+        """Activations, (n, d_model)."""
+        ...
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Document id of each token, (n,)."""
+        ...
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64] | None:
+        """Position of each token in its document, (n,); None where it was not kept."""
+        ...
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int64] | None:
+        """Vocabulary ids, (n,); None where they were not kept."""
+        ...
+
+
+def joined(tokens: TokenBatch, runner: SaeRunner, *, device: str | None = None) -> Batch:
+    """Join tokens with what SAEs make of them.
+
+    Args:
+        tokens: The tokens.
+        runner: The SAEs.
+        device: Where x is put before an SAE sees it; None leaves it where it is.
+
+    Returns:
+        The batch.
+    """
+    x = tokens.x if device is None else tokens.x.to(device)
+    return Batch(
+        x=x,
+        recons=runner.recons(x),
+        groups=tokens.groups,
+        positions=tokens.positions,
+        token_ids=tokens.token_ids,
+    )
 
 
 def beside(sae: Any, device: torch.device) -> Sae:

@@ -71,7 +71,7 @@ def run_cache(place: str, docs: Path | None, chosen: SaeOptions, run: Run) -> No
         saes = load_saes({name: places[name] for name in names}, family=chosen.family, device=run.device)
         notes.update(notes_of(saes))
         source = CachedSource(stream, {name: sae.sae for name, sae in saes.items()}, notes_of(saes), device=run.device)
-        _remark(saes, stream.description.get("site"))
+        remark(saes, stream.description.get("site"))
         return source
 
     names = tuple(places)
@@ -184,7 +184,7 @@ class _OnModel:
         if self._quiet:
             return
         for site, members in saes.items():
-            _remark(members, None if self._chosen.preflight else site)  # the preflight speaks of sites itself
+            remark(members, None if self._chosen.preflight else site)  # the preflight speaks of sites itself
         if self._chosen.preflight:
             found = run_preflight(source, force=self._chosen.force)
             self._more.setdefault("preflight", []).append(found)
@@ -208,8 +208,13 @@ class _OnModel:
         self._more["paper"] = found
 
 
-def _remark(saes: Mapping[str, LoadedSae], site: Any) -> None:
-    """Say what is out of the ordinary, once all is well: an error is to be one line."""
+def remark(saes: Mapping[str, LoadedSae], site: Any) -> None:
+    """Say what is out of the ordinary of SAEs, once all is well: an error is to be one line.
+
+    Args:
+        saes: The SAEs.
+        site: Where they are used; None where a preflight speaks of it.
+    """
     for name, sae in saes.items():
         if isinstance(site, str) and sae.site is not None and not same_place(sae.site, site):
             say(f"Warning: {name} was made for {sae.site} according to its files, not for {site}.")

@@ -82,11 +82,21 @@ class PairSource:
             self.world, self.saes, n_tokens=self.n_tokens, stream=self.stream, start=start * self.batch_size
         )
         rows = (
-            (torch.from_numpy(chunk.x), torch.from_numpy(chunk.groups), *(recons[name] for name in self.names))
+            (
+                torch.from_numpy(chunk.x),
+                torch.from_numpy(chunk.groups),
+                torch.arange(chunk.first_row, chunk.first_row + len(chunk)) % self.world.doc_tokens,
+                *(recons[name] for name in self.names),
+            )
             for chunk, recons in pieces
         )
-        for x, groups, *recons in rebatch(rows, self.batch_size):
-            yield Batch(x=x, recons=dict(zip(self.names, recons, strict=True)), groups=groups.numpy())
+        for x, groups, positions, *recons in rebatch(rows, self.batch_size):
+            yield Batch(
+                x=x,
+                recons=dict(zip(self.names, recons, strict=True)),
+                groups=groups.numpy(),
+                positions=positions.numpy(),
+            )
 
 
 def open_pair(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from darkmatter.adapters.caches.stream import ActivationStream
-from darkmatter.adapters.run_saes import Sae, SaeRunner, check_saes
+from darkmatter.adapters.run_saes import Sae, SaeRunner, check_saes, joined
 from darkmatter.batch import Batch, check_header
 
 
@@ -62,5 +62,4 @@ class CachedSource:
         """Yield batch number `start` and those after it; earlier ones are not read."""
         runner = SaeRunner(self.saes)
         for found in self.activations.batches_from(start):
-            x = found.x if self.device is None else found.x.to(self.device)
-            yield Batch(x=x, recons=runner.recons(x), groups=found.groups)
+            yield joined(found, runner, device=self.device)

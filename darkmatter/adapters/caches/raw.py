@@ -66,7 +66,7 @@ class RawSource:
             for name, rows in self.errors.items():
                 error = rows.read(low, high)
                 recons[name] = _recon(found.x, error if kept is None else error[kept], self.error_sign)
-            yield Batch(x=found.x, recons=recons, groups=found.groups)
+            yield Batch(x=found.x, recons=recons, groups=found.groups, positions=found.positions)
 
 
 def raw_activations(

@@ -10,29 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from darkmatter.adapters.run_saes import TokenBatch
 
-class TokenBatch(Protocol):
-    """Some tokens of one site; what a model's stream yields is one."""
-
-    @property
-    def x(self) -> Tensor:
-        """Activations, (n, d_model)."""
-        ...
-
-    @property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """Document id of each token, (n,)."""
-        ...
-
-    @property
-    def positions(self) -> npt.NDArray[np.int64] | None:
-        """Position of each token in its document, (n,); None where it was not kept."""
-        ...
-
-    @property
-    def token_ids(self) -> npt.NDArray[np.int64] | None:
-        """Vocabulary ids, (n,); None where they were not kept."""
-        ...
+__all__ = ["ActivationStream", "StoredBatch", "TokenBatch"]
 
 
 @runtime_checkable

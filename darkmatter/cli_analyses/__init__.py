@@ -1,0 +1,5 @@
+"""The paper's analyses as commands, one module each; what they do is imported when one runs."""
+
+from darkmatter.cli_analyses.app import app
+
+__all__ = ["app"]
