@@ -16,6 +16,7 @@ from darkmatter.adapters import from_arrays
 from darkmatter.decomposition import decompose_many
 from darkmatter.inference import Estimate
 from darkmatter.plots import save_decomposition_figure
+from darkmatter.plots_sites import save_sites_figure
 from darkmatter.report import percent, percent_interval, verdict
 from darkmatter.results import Decomposition
 from tests.helpers import tiny_world
@@ -56,6 +57,16 @@ def picked(results: dict[str, Decomposition], *names: str) -> dict[str, Decompos
 
 
 # figures
+
+
+def test_sites_are_drawn_whatever_they_hold(results: dict[str, Decomposition], tmp_path: Path) -> None:
+    undefined = Estimate(float("nan"), float("nan"), float("nan"))
+    odd = {"odd": replace(results["sae0"], r2_norm=undefined)}
+    by_site = {"resid_post:1": results, "mlp_out:1": picked(results, "dead"), "resid_post:2": odd}
+    for path in (tmp_path / "first.png", tmp_path / "second.png"):
+        save_sites_figure(path, by_site)
+    assert imread(tmp_path / "first.png").shape[2] in (3, 4)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from darkmatter.commands.many_table import FEW, show_many
+from darkmatter.commands.many_table import FEW, pairs_table, show_many
 from darkmatter.inference import Estimate
 from darkmatter.report import THEOREMS, percent, percent_interval, verdict
 from darkmatter.results import Decomposition
@@ -180,7 +180,7 @@ def show_results(results: Mapping[str, Decomposition], truth: Mapping[str, Any] 
         console.print(verdict(result), style="bold", markup=False)
     pairs = sum(len(result.replicates) for result in results.values()) // 2
     if 0 < pairs <= _MOST_PAIRS:
-        console.print(_pairs(results))
+        console.print(pairs_table(results))
     elif pairs:
         console.print(f"{pairs:,} pairs of SAEs are compared (T8) in report.json.", markup=False)
 
@@ -282,29 +282,3 @@ def show_cells(cells: Iterable[tuple[str, Mapping[str, str], str]]) -> None:
                 table.add_column(name)
         table.add_row(str(number), identity, *axes.values(), state)
     Console(highlight=False).print(table)
-
-
-def _pairs(results: Mapping[str, Decomposition]) -> Table:
-    table = Table(title="replicates (T8): nonlinear error of pairs", title_justify="left", header_style="bold")
-    for column in ("pair", "unshared [95 %]", "shared [95 %]", "introduced, one recipe", "nested"):
-        table.add_column(column, justify="left" if column == "pair" else "right")
-    table.caption = (
-        "introduced error, mean of the pair, if errors are not opposed (T8): for two seeds of one recipe; "
-        "nested, for a pair of which one SAE has learned all that the other has"
-    )
-    table.caption_justify = "left"
-    names = list(results)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            pair = results[first].replicates.get(second)
-            if pair is None:  # at another site, or in another group
-                continue
-            top = max(results[name].fvu_nonlinear.high for name in (first, second))
-            table.add_row(
-                f"{first} | {second}",
-                percent_interval(pair.unshared),
-                percent_interval(pair.shared),
-                f"in [{percent(pair.unshared.low)[:-2]}, {percent(top)[:-2]}] %",
-                f"at least {percent(pair.corrected.low)}",
-            )
-    return table

@@ -23,6 +23,7 @@ from darkmatter.errors import InputError
 from darkmatter.files import write_json, write_tensors
 from darkmatter.groups import MakeSource, clear_groups, decompose_groups
 from darkmatter.plots import save_decomposition_figure
+from darkmatter.plots_sites import save_sites_figure
 from darkmatter.products import Precision
 from darkmatter.report import Report
 from darkmatter.results import Decomposition, to_plain
@@ -201,6 +202,9 @@ def finish(
     }
     write_tensors(run.out / "linear_maps.safetensors", maps)
     save_decomposition_figure(run.out / "decomposition.png", results)
+    by_site = _by_site(results, source)
+    if len(by_site) > 1:
+        save_sites_figure(run.out / "sites.png", by_site)
     write_json(run.out / "report.json", plain)
     run.checkpoint().clear()
     clear_groups(run.out / "checkpoint")
@@ -210,7 +214,8 @@ def finish(
     show_results(results)
     if "paper" in extra:
         show_paper(extra["paper"])
-    say(f"Wrote report.json, decomposition.png and linear_maps.safetensors to {run.out}")
+    drawn = "decomposition.png" if len(by_site) < 2 else "decomposition.png, sites.png"
+    say(f"Wrote report.json, {drawn} and linear_maps.safetensors to {run.out}")
 
 
 @contextmanager
@@ -229,3 +234,11 @@ def _at(site: str, results: Mapping[str, Decomposition]) -> dict[str, Decomposit
         )
         for name, result in results.items()
     }
+
+
+def _by_site(results: Mapping[str, Decomposition], source: Mapping[str, Any]) -> dict[str, dict[str, Decomposition]]:
+    """Sort the results of several sites, which `_at` named; empty where there is one."""
+    sites = source.get("d_model")
+    if not isinstance(sites, Mapping):
+        return {}
+    return {site: {name: result for name, result in results.items() if name.startswith(f"{site}/")} for site in sites}

@@ -43,3 +43,30 @@ def show_many(results: Mapping[str, Decomposition]) -> None:
     console.print(table)
     for warning in dict.fromkeys(warning for result in results.values() for warning in result.warnings):
         console.print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def pairs_table(results: Mapping[str, Decomposition]) -> Table:
+    """One row per pair of SAEs: what they share, and what that allows for introduced error (T8)."""
+    table = Table(title="replicates (T8): nonlinear error of pairs", title_justify="left", header_style="bold")
+    for column in ("pair", "unshared [95 %]", "shared [95 %]", "introduced, one recipe", "nested"):
+        table.add_column(column, justify="left" if column == "pair" else "right")
+    table.caption = (
+        "introduced error, mean of the pair, if errors are not opposed (T8): for two seeds of one recipe; "
+        "nested, for a pair of which one SAE has learned all that the other has"
+    )
+    table.caption_justify = "left"
+    names = list(results)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            pair = results[first].replicates.get(second)
+            if pair is None:  # at another site, or in another group
+                continue
+            top = max(results[name].fvu_nonlinear.high for name in (first, second))
+            table.add_row(
+                f"{first} | {second}",
+                percent_interval(pair.unshared),
+                percent_interval(pair.shared),
+                f"in [{percent(pair.unshared.low)[:-2]}, {percent(top)[:-2]}] %",
+                f"at least {percent(pair.corrected.low)}",
+            )
+    return table
