@@ -17,7 +17,7 @@ from darkmatter.folds import fold_of
 from darkmatter.sae import SAE
 from darkmatter.stream import accumulate
 from tests.analyses import fewest_hits, hits, small_surgical, small_world
-from tests.helpers import tiny_world
+from tests.helpers import ListSource, tiny_world
 
 FOLDS = 6
 
@@ -136,6 +136,20 @@ def test_controls_of_a_surgical_sae_have_no_random_one() -> None:
     assert with_controls(source, {}, ["noise"])[0].names == ("surgical", "surgical~noise")
     with pytest.raises(InputError, match="controls are"):
         with_controls(source, {}, ["noise", "noise"])
+
+
+def test_a_batch_of_one_document_borrows_from_the_one_before() -> None:
+    rng = np.random.default_rng(0)
+    x, groups = rng.standard_normal((70, 3)), np.repeat(np.arange(7), 10)
+    source = ListSource(x, {"a": 0 * x}, groups, batch_size=30)  # the last batch holds document 6 alone
+    found, _ = with_controls(source, {}, ["shuffled"])
+    errors = np.concatenate([batch.x - batch.recons["a~shuffled"] for batch in found])
+    from_document = groups[[int(np.abs(x - error).sum(axis=1).argmin()) for error in errors]]
+    assert (from_document != groups).all()
+    torch.testing.assert_close(next(found.batches_from(2)).recons, list(found)[2].recons)
+    alone, _ = with_controls(ListSource(x[:10], {"a": 0 * x[:10]}, groups[:10]), {}, ["shuffled"])
+    with pytest.raises(InputError, match="one document only"):
+        next(iter(alone))
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=12))

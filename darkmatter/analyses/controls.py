@@ -75,27 +75,54 @@ class ControlledSource:
 
     def batches_from(self, start: int) -> Iterator[Batch]:
         """Yield batch number `start` and those after it."""
-        for number, batch in enumerate(iterate_from(self.source, start), start=start):
+        # one batch back: a batch of a single document borrows the errors of the batch before it
+        first = max(0, start - 1)
+        before: tuple[Tensor, npt.NDArray[np.int64]] | None = None
+        for number, batch in enumerate(iterate_from(self.source, first), start=first):
             x, recons = check_batch(batch, d_model=self.d_model, names=self.source.names)
             error = x.double() - recons[self.of].double()
-            more = {f"{self.of}{_MARK}{kind}": self._recon(kind, x, error, batch, number) for kind in self.kinds}
-            yield Batch(
-                x=x,
-                recons={**recons, **more},
-                groups=batch.groups,
-                positions=batch.positions,
-                token_ids=batch.token_ids,
-            )
+            if number >= start:
+                more = {
+                    f"{self.of}{_MARK}{kind}": self._recon(kind, x, error, batch.groups, before, number)
+                    for kind in self.kinds
+                }
+                yield Batch(
+                    x=x,
+                    recons={**recons, **more},
+                    groups=batch.groups,
+                    positions=batch.positions,
+                    token_ids=batch.token_ids,
+                )
+            before = (error, batch.groups)
 
-    def _recon(self, kind: Control, x: Tensor, error: Tensor, batch: Batch, number: int) -> Tensor:
+    def _recon(
+        self,
+        kind: Control,
+        x: Tensor,
+        error: Tensor,
+        groups: npt.NDArray[np.int64],
+        before: tuple[Tensor, npt.NDArray[np.int64]] | None,
+        number: int,
+    ) -> Tensor:
         if kind == "random":
             assert self.random is not None
             return self.random(x.to(self.random.device))
         if kind == "shuffled":
-            return (x - error[elsewhere(batch.groups).to(x.device)]).to(x.dtype)
+            return (x - _other_documents(error, groups, before)).to(x.dtype)
         scale = math.sqrt(float(error.var(dim=0, correction=0).mean()))
         noise = torch.randn(x.shape, dtype=torch.float64, generator=_generator(self.seed, f"noise {number}"))
         return (x - scale * noise.to(x.device)).to(x.dtype)
+
+
+def _other_documents(
+    error: Tensor, groups: npt.NDArray[np.int64], before: tuple[Tensor, npt.NDArray[np.int64]] | None
+) -> Tensor:
+    """Errors of tokens of other documents: of the same batch, or of the one before where it holds one document."""
+    if before is not None and len(np.unique(groups)) == 1:
+        others = np.flatnonzero(before[1] != groups[0])
+        if len(others):
+            return before[0][torch.from_numpy(np.resize(others, len(groups))).to(error.device)]
+    return error[elsewhere(groups).to(error.device)]
 
 
 def with_controls(

@@ -13,7 +13,7 @@ from darkmatter.analyses.controls import CONTROLS, Control, with_controls
 from darkmatter.batch import BatchSource, SitesSource
 from darkmatter.cli_data import DataOptions
 from darkmatter.commands.analyses.worlds import find_experiment, world_saes
-from darkmatter.commands.console import Steps
+from darkmatter.commands.console import Steps, say
 from darkmatter.commands.decompose import alone
 from darkmatter.commands.decompose_model import remark
 from darkmatter.commands.model_options import ModelOptions
@@ -157,6 +157,9 @@ def open_data(
     unknown = sorted(set(made.source.names) - set(made.saes))
     if weights and unknown:
         raise InputError(f"{options.command} needs the weights of {unknown[0]!r}, which are not known: give --sae")
+    if "all" in (options["control"] or ()) and made.source.names[0] not in made.saes:
+        kinds = tuple(kind for kind in kinds if kind != "random")
+        say(f"No random control: the weights of {made.source.names[0]} are not known.")
     if not kinds:
         return made
     source, saes = with_controls(made.source, made.saes, kinds, seed=made.seed)
