@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from darkmatter.adapters import LoadedModel, LoadedSae, ModelActivations, PositionPolicy, load_model, model_activations
+from darkmatter.adapters.next_tokens import targets
 from darkmatter.adapters.preflight import Check, Preflight, diagnosis, losses, preflight, tokens
 from darkmatter.adapters.preflight import saes as judging
-from darkmatter.adapters.preflight.pilot import read_pilot, targets
+from darkmatter.adapters.preflight.pilot import read_pilot
 from darkmatter.adapters.preflight.tokens import bos_gain
 from darkmatter.adapters.reading import splice
 from darkmatter.adapters.token_files import token_rows

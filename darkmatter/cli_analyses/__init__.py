@@ -1,5 +1,8 @@
 """The paper's analyses as commands, one module each; what they do is imported when one runs."""
 
+from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its command
+    downstream,
+)
 from darkmatter.cli_analyses.app import app
 
 __all__ = ["app"]

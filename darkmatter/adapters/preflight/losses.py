@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darkmatter.adapters.preflight.pilot import Pilot, targets
+from darkmatter.adapters.next_tokens import targets
+from darkmatter.adapters.preflight.pilot import Pilot
 from darkmatter.adapters.preflight.record import Check, Status
 from darkmatter.adapters.preflight.saes import Subject
 

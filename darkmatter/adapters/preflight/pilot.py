@@ -3,76 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from darkmatter.adapters.activations import ModelActivations
 from darkmatter.adapters.backoff import BackOff
 from darkmatter.adapters.hf import LoadedModel
+from darkmatter.adapters.next_tokens import Rows, loss_parts, next_token_losses
 from darkmatter.adapters.reading import capture, splice
-from darkmatter.adapters.sequences import TokenSequence
 from darkmatter.adapters.sites import Site
 from darkmatter.errors import InputError
-
-_LOGITS = 2**28
-"""Most logits computed at once, 1 GiB in float32: a row of 1024 tokens at a vocabulary of 256k."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Sequences as the model takes them; all arrays are (rows, pos).
-
-    Attributes:
-        ids: Token ids; 0 where there is none.
-        mask: Whether there is a token.
-        starts: Whether a document begins here.
-        counted: Whether the position counts.
-        groups: Index of the document; -1 where there is none.
-        positions: Position in the document; -1 where there is none.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    starts: Tensor
-    counted: Tensor
-    groups: Tensor
-    positions: Tensor
-
-    @classmethod
-    def of(cls, sequences: Sequence[TokenSequence]) -> Rows:
-        """Fill sequences up to one length."""
-        ids = _filled([sequence.ids for sequence in sequences], 0)
-        positions = _filled([sequence.positions for sequence in sequences], -1)
-        return cls(
-            ids=ids,
-            mask=positions >= 0,
-            starts=positions == 0,
-            counted=_filled([sequence.counted for sequence in sequences], fill=False),
-            groups=_filled([sequence.groups for sequence in sequences], -1),
-            positions=positions,
-        )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, part: slice) -> Rows:
-        """Some of the rows."""
-        return Rows(
-            ids=self.ids[part],
-            mask=self.mask[part],
-            starts=self.starts[part],
-            counted=self.counted[part],
-            groups=self.groups[part],
-            positions=self.positions[part],
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,30 +87,17 @@ class Pilot:
         Returns:
             (rows, pos − 1), float32, on the CPU.
         """
-        model: Any = self.loaded.model
-        device = next(model.parameters()).device
+        model = self.loaded.model
 
-        def run(part: slice) -> Tensor:
-            some = rows[part]
-            hook = nullcontext() if replace is None else splice(model, self.site, _at(some.counted, replace))
-            with torch.inference_mode(), hook:
-                logits = model(
-                    input_ids=some.ids.to(device), attention_mask=some.mask.long().to(device), use_cache=False
-                ).logits
-                labels = some.ids[:, 1:].to(logits.device)
-                # row by row: the float32 copy of the logits is what takes memory
-                losses = [
-                    cross_entropy(z[:-1].float(), y, reduction="none") for z, y in zip(logits, labels, strict=True)
-                ]
-            return torch.stack(losses).cpu()
+        def hook(part: slice) -> AbstractContextManager[None]:
+            if replace is None:
+                return nullcontext()
+            return splice(model, self.site, _at(rows[part].counted, replace))
 
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        parts = BackOff(
-            what=f"a whole forward pass of {self.loaded.name} on one sequence",
-            remedy="lower the context length, or leave the preflight out",
-            limit=max(1, _LOGITS // (rows.ids.shape[1] * vocabulary)),
+        parts = loss_parts(
+            self.loaded, rows.ids.shape[1], remedy="lower the context length, or leave the preflight out"
         )
-        return torch.cat(parts.run(run, len(rows)))
+        return next_token_losses(self.loaded, rows, hook, parts)
 
 
 def read_pilot(activations: ModelActivations, site: Site, batches: int) -> Pilot:
@@ -194,18 +125,6 @@ def read_pilot(activations: ModelActivations, site: Site, batches: int) -> Pilot
     return Pilot(activations.loaded, site, tuple(taken), activations.limits.get(site), activations.parts)
 
 
-def targets(rows: Rows) -> Tensor:
-    """Where a loss of `Pilot.losses` is one of predicting text: a token of the same document follows.
-
-    Args:
-        rows: Rows.
-
-    Returns:
-        (rows, pos − 1).
-    """
-    return rows.mask[:, 1:] & ~rows.starts[:, 1:]
-
-
 def _at(counted: Tensor, replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def exchange(x: Tensor) -> Tensor:
         keep = counted.to(x.device)
@@ -214,10 +133,3 @@ def _at(counted: Tensor, replace: Callable[[Tensor], Tensor]) -> Callable[[Tenso
         return out
 
     return exchange
-
-
-def _filled(parts: Sequence[npt.NDArray[Any]], fill: int) -> Tensor:
-    out = np.full((len(parts), max(map(len, parts))), fill, dtype=parts[0].dtype)
-    for row, part in enumerate(parts):
-        out[row, : len(part)] = part
-    return torch.from_numpy(out)

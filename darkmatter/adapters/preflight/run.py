@@ -10,9 +10,10 @@ from torch import Tensor
 
 from darkmatter.adapters.activations import ModelActivations
 from darkmatter.adapters.hf import LoadedModel
+from darkmatter.adapters.next_tokens import Rows
 from darkmatter.adapters.preflight.diagnosis import OFFSET, Explanation, explain, sites_far, sites_nearby
 from darkmatter.adapters.preflight.losses import Losses
-from darkmatter.adapters.preflight.pilot import Pilot, Rows, read_pilot
+from darkmatter.adapters.preflight.pilot import Pilot, read_pilot
 from darkmatter.adapters.preflight.record import Check, Preflight
 from darkmatter.adapters.preflight.saes import Subject, fit_checks, on_hub, origin_checks, what_is_said, width_check
 from darkmatter.adapters.preflight.tokens import NormSums, bos_check, bos_of, precision_check

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from darkmatter.adapters.activations import ModelActivations
 from darkmatter.adapters.hf import LoadedModel
+from darkmatter.adapters.next_tokens import Rows, targets
 from darkmatter.adapters.preflight.diagnosis import OUTLIER
-from darkmatter.adapters.preflight.pilot import Pilot, Rows, targets
+from darkmatter.adapters.preflight.pilot import Pilot
 from darkmatter.adapters.preflight.record import Check, Status
 from darkmatter.adapters.sites import text_config
 
