@@ -2,6 +2,8 @@
 
 from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its command
     downstream,
+    norms,
+    per_token,
 )
 from darkmatter.cli_analyses.app import app
 
