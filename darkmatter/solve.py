@@ -195,7 +195,7 @@ def cross_fit(moments: FoldMoments, total: Moments) -> CrossFit:
         )
     whole = factor(total.xx, total.mean_x, total.n)
     check_enough_tokens(min(total.n - fold.n for fold in used), whole.rank)
-    fits = [_leave_out(fold, rest) for fold, rest in zip(used, _rests(used), strict=True)]
+    fits = [_leave_out(fold, rest) for fold, rest in zip(used, rests(used), strict=True)]
     far_share, far_leverage = _farthest(used, total, whole)
     return CrossFit(
         n=torch.tensor([fold.n for fold in used], dtype=torch.float64),
@@ -285,8 +285,12 @@ def _leave_out(fold: Moments, rest: Moments) -> _LeftOut:
     )
 
 
-def _rests(folds: list[Moments], others: Moments | None = None) -> Iterator[Moments]:
+def rests(folds: list[Moments], others: Moments | None = None) -> Iterator[Moments]:
     """Unite, for every fold in turn, all the others: by halving, K log2 K merges.
+
+    Args:
+        folds: At least two folds that hold tokens.
+        others: What is united with all of them; none at the start.
 
     Yields:
         The moments of the others, in the order of `folds`.
@@ -297,7 +301,7 @@ def _rests(folds: list[Moments], others: Moments | None = None) -> Iterator[Mome
         return
     left, right = folds[: len(folds) // 2], folds[len(folds) // 2 :]
     for part, rest in ((left, right), (right, left)):
-        yield from _rests(part, Moments.union(rest if others is None else [others, *rest]))
+        yield from rests(part, Moments.union(rest if others is None else [others, *rest]))
 
 
 def _pairs(first: Tensor, second: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its command
     downstream,
+    ladder,
     norms,
     per_token,
 )
