@@ -5,6 +5,7 @@ from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its 
     ladder,
     norms,
     per_token,
+    pursuit,
     scale,
 )
 from darkmatter.cli_analyses.app import app
