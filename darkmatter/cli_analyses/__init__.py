@@ -6,7 +6,9 @@ from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its 
     norms,
     per_token,
     pursuit,
+    replicates,
     scale,
+    spectrum,
 )
 from darkmatter.cli_analyses.app import app
 
