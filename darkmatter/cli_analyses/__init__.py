@@ -9,6 +9,7 @@ from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its 
     replicates,
     scale,
     spectrum,
+    train_on_error,
 )
 from darkmatter.cli_analyses.app import app
 
