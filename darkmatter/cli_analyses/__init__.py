@@ -1,6 +1,7 @@
 """The paper's analyses as commands, one module each; what they do is imported when one runs."""
 
 from darkmatter.cli_analyses import (  # noqa: F401 - each module registers its command
+    cross_site,
     downstream,
     ladder,
     norms,

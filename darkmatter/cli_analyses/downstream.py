@@ -19,10 +19,11 @@ Variants = Annotated[
     ),
 ]
 LossDocuments = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        help="Measure losses on the first documents only, about this many (whole batches); all by default. The linear "
-        "maps use every token all the same.",
+        help="Documents, the first ones, whose losses are measured (whole batches): a number, or all. By default one "
+        "for every pass that the losses take, so that they cost about one more pass, but 400 at least. The linear maps "
+        "use every token all the same.",
         rich_help_panel=_PANEL,
     ),
 ]
