@@ -39,6 +39,7 @@ from darkmatter.analyses.downstream.shares import Shares
 from darkmatter.analyses.fold_table import FoldTable
 from darkmatter.analyses.part_maps import part_maps
 from darkmatter.batch import Batch
+from darkmatter.commands.analyses.downstream import FEWEST, _documents
 from darkmatter.errors import InputError
 from darkmatter.inference import Estimate
 from darkmatter.sae import SAE, load_sae
@@ -539,4 +540,14 @@ def test_the_command_refuses_what_has_no_loss(tmp_path: Path) -> None:
     assert "cannot work on --cache" in refused("downstream", "--cache", tmp_path)
     assert "cannot work on --acts" in refused("downstream", "--acts", tmp_path / "x.npy")
     assert "variant is 'sea'" in refused("downstream", "--world", "tiny", "--variants", "mean,sea")
-    assert "--loss-documents is 1" in refused("downstream", "--world", "tiny", "--loss-documents", 1)
+    for bad in ("1", "some", "-3"):
+        assert f"--loss-documents is '{bad}'" in refused("downstream", "--world", "tiny", f"--loss-documents={bad}")
+
+
+def test_losses_of_a_long_run_cost_one_more_pass() -> None:
+    for passes, n_documents in ((10, 20_000), (17, 100_000), (5, 8_000)):
+        found = _documents(None, passes, n_documents)
+        assert found is not None and abs(found * passes - n_documents) < passes
+    assert _documents(None, 10, 3000) == FEWEST
+    assert _documents(None, 10, FEWEST) is None  # all there are
+    assert _documents(0, 10, 20_000) is None and _documents(30, 10, 20_000) == 30

@@ -31,15 +31,17 @@ from darkmatter.report import percent, percent_interval
 from darkmatter.sandbox.readout import Readout, ReadoutTruth
 
 _PARTS = ("linear", "nonlinear")
+FEWEST = 400
+"""Documents whose losses are measured at least, where there are as many: twenty for each of twenty folds."""
 
 
-def run_downstream(options: DataOptions, *, variants: str | None, loss_documents: int | None) -> None:
+def run_downstream(options: DataOptions, *, variants: str | None, loss_documents: str | None) -> None:
     """Run the analysis.
 
     Args:
         options: The shared options.
         variants: Names of replacements with commas; None takes the default ones.
-        loss_documents: Documents whose losses are measured; None takes all.
+        loss_documents: Documents whose losses are measured, or "all"; None takes one for every pass over the losses.
 
     Raises:
         InputError: Anything wrong with the options or the data.
@@ -47,23 +49,25 @@ def run_downstream(options: DataOptions, *, variants: str | None, loss_documents
     chosen = check_variants(
         DEFAULT_VARIANTS if variants is None else [name.strip() for name in variants.split(",") if name.strip()]
     )
-    if loss_documents is not None and loss_documents < 2:
-        raise InputError(f"--loss-documents is {loss_documents}, expected at least 2")
+    wanted = _wanted(loss_documents)
     with steps() as bars:
         data = open_data(options, bars, known=("world", "model"))
         readout = None if data.world is None else Readout(world=data.world, leading=min(4, data.world.d_model))
         source: SplicedLoss
+        passes = n_forward(chosen, len(data.source.names))
         if readout is not None:
             source = readout.losses(data.source)
         else:
             assert data.activations is not None, "a model has activations"
             source = ModelLosses(data.activations, data.source)
-            bars.say(_cost(source, chosen, data, loss_documents))
+            bars.say(_cost(source, chosen, data, wanted))
         moments = data.moments(bars)
-        total = None if loss_documents is not None else moments.n_tokens
+        # a world's losses are cheap
+        documents = None if readout is not None and wanted is None else _documents(wanted, passes, moments.n_groups)
+        total = None if documents is not None else moments.n_tokens
         with bars.stage("losses", total) as stage:
             result = downstream_losses(
-                source, moments, variants=chosen, documents=loss_documents, seed=data.seed, progress=stage
+                source, moments, variants=chosen, documents=documents, seed=data.seed, progress=stage
             )
     truth = None if readout is None or data.surgical is None else readout.truth(data.surgical)
     more: dict[str, Any] = {}
@@ -80,7 +84,26 @@ def run_downstream(options: DataOptions, *, variants: str | None, loss_documents
     )
 
 
-def _cost(source: ModelLosses, variants: tuple[str, ...], data: Data, documents: int | None) -> str:
+def _wanted(documents: str | None) -> int | None:
+    """Read ``--loss-documents``: None leaves it to the number of passes, 0 takes all.
+
+    Raises:
+        InputError: Neither a number of at least 2 nor "all".
+    """
+    if documents is None or documents == "all":
+        return None if documents is None else 0
+    if not documents.isdecimal() or int(documents) < 2:
+        raise InputError(f"--loss-documents is {documents!r}, expected a number, at least 2, or all")
+    return int(documents)
+
+
+def _documents(wanted: int | None, passes: int, n_documents: int) -> int | None:
+    """Documents whose losses are measured; None for all."""
+    number = max(FEWEST, -(-n_documents // passes)) if wanted is None else wanted
+    return None if number == 0 or number >= n_documents else number
+
+
+def _cost(source: ModelLosses, variants: tuple[str, ...], data: Data, wanted: int | None) -> str:
     """What the losses will take, timed on the first batch."""
     passes, name = n_forward(variants, len(source.names)), source.activations.loaded.name
     first = next(iter(source))
@@ -88,17 +111,18 @@ def _cost(source: ModelLosses, variants: tuple[str, ...], data: Data, documents:
     first.clean()
     seconds = passes * (time.perf_counter() - start)
     n, n_documents = len(first.batch.groups), len(np.unique(first.batch.groups))
-    batches = None
+    batches = None if data.n_tokens is None else -(-data.n_tokens // n)
+    documents = wanted or None
+    if batches is not None:
+        documents = _documents(wanted, passes, batches * n_documents)
     if documents is not None:
         batches = -(-documents // n_documents)
-    elif data.n_tokens is not None:
-        batches = -(-data.n_tokens // n)
     whole = f"a batch of {n:,} tokens takes about {_spell(seconds)}"
     if batches is not None:
         whole += f", at most {batches:,} of them {_spell(batches * seconds)}"
     return (
-        f"downstream runs {passes} whole forward passes of {name} on every batch, beside the one for the moments: "
-        f"{whole} on this machine. --variants and --loss-documents make it less."
+        f"downstream runs {passes} whole forward passes of {name} on every batch whose losses it measures, beside the "
+        f"one for the moments: {whole} on this machine. --variants and --loss-documents make it less."
     )
 
 
