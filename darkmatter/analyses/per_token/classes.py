@@ -135,5 +135,6 @@ def _hotelling(levels: Tensor, influences: Tensor, n: Tensor) -> float:
     if not bool((scale > 0).all()):
         return math.nan
     scaled = differences / scale
-    square = float(scaled @ torch.linalg.lstsq(covariance / torch.outer(scale, scale), scaled[:, None]).solution[:, 0])
+    # not lstsq, whose last bit changes from call to call
+    square = float(scaled @ torch.linalg.pinv(covariance / torch.outer(scale, scale), hermitian=True) @ scaled)
     return float(stats.f.sf(square * (folds - p) / (p * (folds - 1)), p, folds - p))
