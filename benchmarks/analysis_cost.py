@@ -136,13 +136,18 @@ def per_token(source: Tokens, saes: Mapping[str, SAE]) -> Any:
 
 
 def pursuit(source: Tokens, saes: Mapping[str, SAE]) -> Any:
-    """Sparse coding in place of the encoder."""
-    return pursue(source, saes, folds=FOLDS)
+    """Gradient pursuit in place of the encoder; it runs the SAEs itself."""
+    return pursue(Tokens(source.x, {}), saes, folds=FOLDS)
+
+
+def pursuit_all(source: Tokens, saes: Mapping[str, SAE]) -> Any:
+    """All its codes."""
+    return pursue(Tokens(source.x, {}), saes, folds=FOLDS, methods=("refit", "gp", "omp"))
 
 
 def pursuit_exact(source: Tokens, saes: Mapping[str, SAE]) -> Any:
-    """The same with all latents as candidates."""
-    return pursue(source, saes, folds=FOLDS, exact=True)
+    """Gradient pursuit with all latents as candidates."""
+    return pursue(Tokens(source.x, {}), saes, folds=FOLDS, exact=True)
 
 
 def ladder(source: Tokens, saes: Mapping[str, SAE]) -> Any:
@@ -246,6 +251,7 @@ CASES: dict[str, Case] = {
     "norms": norms,
     "per-token": per_token,
     "pursuit": pursuit,
+    "pursuit-all": pursuit_all,
     "pursuit-exact": pursuit_exact,
     "replicates": replicates,
     "spectrum": spectrum,

@@ -18,9 +18,10 @@ from scipy.optimize import nnls
 
 from darkmatter import InputError, Surgical, World, decompose_many
 from darkmatter.analyses.controls import with_controls
-from darkmatter.analyses.pursuit import Pursuit, Shares, pursue
+from darkmatter.analyses.pursuit import Pursuit, Shares, TokensOnly, pursue
 from darkmatter.analyses.pursuit.dictionary import Dictionary
 from darkmatter.analyses.pursuit.infer import Inference
+from darkmatter.analyses.pursuit.shortlist import leaders
 from darkmatter.results import to_plain
 from darkmatter.sae import SAE, save_sae
 from darkmatter.sae.input_norm import normalise
@@ -32,6 +33,7 @@ from tests.helpers import ListSource, tiny_world
 
 Matrix = npt.NDArray[np.float64]
 STEPS = 5
+ALL = ("refit", "gp", "omp")
 
 
 def _sae(d: int, latents: int, *, seed: int = 0, activation: str = "topk", dtype: torch.dtype = torch.float64) -> SAE:
@@ -176,6 +178,48 @@ def test_neither_batches_nor_tables_change_a_code() -> None:
         torch.testing.assert_close(products.recons[name], recon, atol=1e-8, rtol=0)
 
 
+def test_lists_find_most_of_what_all_latents_give_and_ask_for_no_more_steps_than_needed() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.nn.functional.normalize(torch.randn(2048, 64, generator=generator), dim=1)
+    sae = SAE(W_enc=rows.T, b_enc=torch.zeros(2048), W_dec=rows, b_dec=torch.zeros(64), activation="topk", k=12)
+    x = _tokens(150, 64, dtype=torch.float32)
+    whole = _infer(sae, ks=(24,))(x)
+    for gram_bytes in (0, 2**30):  # with tables, or a product for every list
+        listed = _infer(sae, gram_bytes=gram_bytes, shortlist=16, ks=(24,))(x)
+        for method in ("gp", "omp", "gp@24"):
+            none, some, every = (
+                float((x - found.recons[name]).square().sum())
+                for found, name in ((whole, "encoder"), (listed, method), (whole, method))
+            )
+            assert (none - some) / (none - every) > 0.93, method
+        alone = _infer(sae, gram_bytes=gram_bytes, shortlist=16, chosen=("gp",))(x)
+        assert list(alone.recons) == ["encoder", "gp"]
+        torch.testing.assert_close(alone.recons["gp"], listed.recons["gp"], atol=1e-4, rtol=0)
+
+
+@given(seed=st.integers(0, 500), count=st.integers(1, 9), width=st.sampled_from([16, 40, 64, 640, 648]))
+@settings(max_examples=20)
+def test_leaders_are_large_entries(seed: int, count: int, width: int) -> None:
+    scores = torch.randn(7, width, generator=torch.Generator().manual_seed(seed))
+    found, columns = leaders(scores, count)
+    assert torch.equal(scores.gather(1, columns), found)
+    assert all(len(set(row)) == count for row in columns.tolist())
+    assert torch.equal(found.amax(dim=1), scores.amax(dim=1))
+    second = scores.topk(2 * count, dim=1).values[:, -1] if 2 * count <= width else scores.amin(dim=1)
+    assert (found.amin(dim=1) >= second).float().mean() > 0.5
+
+
+def test_an_sae_that_the_source_does_not_run_is_run_here() -> None:
+    world, sae = _planted()
+    for one in (sae, replace(sae, input_norm="layer_norm")):
+        source = world.pair({"sae": one}, n_tokens=2048)
+        given_recons, own = (pursue(some, {"sae": one}, folds=6) for some in (source, TokensOnly(source)))
+        a, b = (run.saes["sae"].codings for run in (given_recons, own))
+        assert list(b) == ["encoder", "gp"]
+        for name in b:
+            assert a[name].error.fvu.value == pytest.approx(b[name].error.fvu.value, rel=1e-5)
+
+
 def test_float32_is_good_enough() -> None:
     sae, x = _sae(24, 100, activation="relu"), _tokens(60, 24)
     fine, coarse = _infer(sae, l0=12)(x), _infer(sae.to(dtype=torch.float32), l0=12)(x.float())
@@ -263,7 +307,7 @@ def _truth(n: int) -> dict[str, dict[str, float]]:
 
 def _run(seed: int, n: int = 8192) -> Pursuit:
     world, sae = _planted()
-    return pursue(world.pair({"sae": sae}, n_tokens=n, stream=f"eval-{seed}"), {"sae": sae}, folds=16)
+    return pursue(world.pair({"sae": sae}, n_tokens=n, stream=f"eval-{seed}"), {"sae": sae}, folds=16, methods=ALL)
 
 
 @cache
@@ -308,7 +352,7 @@ def test_a_planted_encoder_error_is_recovered_in_100_seeds() -> None:
 def test_the_same_run_gives_the_same_report_and_controls_without_weights_are_left_out() -> None:
     world, sae = _planted()
     source, saes = with_controls(world.pair({"sae": sae}, n_tokens=2048), {"sae": sae}, ["shuffled", "random"])
-    first, second = (pursue(source, saes, folds=6, ks=(2,)) for _ in range(2))
+    first, second = (pursue(source, saes, folds=6, ks=(2,), methods=ALL) for _ in range(2))
     assert to_plain(first) == to_plain(second)
     assert list(first.saes) == ["sae", "sae~random"]
     assert any("sae~shuffled is left out" in warning for warning in first.warnings)
@@ -343,6 +387,8 @@ def test_bad_input_is_refused() -> None:
         pursue(source, {"sae": _orthonormal(10, 0, 2)}, folds=4)
     for options, message in (
         ({"l0": 0}, "l0 is 0"),
+        ({"methods": ("gp", "mp")}, "expected some of refit, gp, omp"),
+        ({"methods": ()}, "expected some of"),
         ({"ks": (4, 4)}, "different numbers"),
         ({"shortlist": 0}, "at least 1 candidate"),
         ({"shortlist": 8, "exact": True}, "leave one out"),
@@ -364,20 +410,22 @@ def test_the_command_on_a_world(tmp_path: Path) -> None:
     )
     save_sae(sae, tmp_path / "mine")
     options = ("--world", tmp_path / "experiment.json", "--sae", tmp_path / "mine", "--folds", 8)
-    report = analyse("pursuit", tmp_path / "out", *options, "--l0", 3, "--shortlist", 5)
+    report = analyse("pursuit", tmp_path / "out", *options, "--l0", 3, "--shortlist", 5, "--methods", "refit,omp")
     found = report["result"]["saes"]["mine"]
     assert found["codings"]["omp"]["steps"] == 3 and found["codings"]["refit"]["steps"] is None
     assert found["shortlist"] == 5 and not found["curve"]
     refusal = refused("pursuit", *options[:2], "--out", tmp_path / "none")
     assert "needs the weights of 'surgical'" in refusal
-    shown = good("pursuit", *options, "--ks", "2,4", "--out", tmp_path / "shown").stdout
-    assert "omp@4" in shown and "of its error is the encoder's" in shown
+    shown = good("pursuit", *options, "--ks", "2,4", "--exact", "--out", tmp_path / "shown").stdout
+    assert "gp@4" in shown and "omp" not in shown and "of its error is the encoder's" in shown
 
 
 @pytest.mark.models
 def test_the_command_on_the_tiny_model(tmp_path: Path) -> None:
     options = model_options(tmp_path, "r1-64", documents=28)
-    report = analyse("pursuit", tmp_path / "out", *options, "--ks", "4,16", "--control", "all", "--exact")
+    report = analyse(
+        "pursuit", tmp_path / "out", *options, "--ks", "4,16", "--control", "all", "--methods", "refit,gp,omp"
+    )
     found = report["result"]["saes"]
     assert list(found) == ["r1-64", "r1-64~random"]
     codings = found["r1-64"]["codings"]

@@ -3,5 +3,16 @@
 from darkmatter.analyses.pursuit.result import DEFINITION, Coding, Pursuit, Removed, SaePursuit
 from darkmatter.analyses.pursuit.run import pursue
 from darkmatter.analyses.pursuit.shares import Shares, SplitError
+from darkmatter.analyses.pursuit.tokens import TokensOnly
 
-__all__ = ["DEFINITION", "Coding", "Pursuit", "Removed", "SaePursuit", "Shares", "SplitError", "pursue"]
+__all__ = [
+    "DEFINITION",
+    "Coding",
+    "Pursuit",
+    "Removed",
+    "SaePursuit",
+    "Shares",
+    "SplitError",
+    "TokensOnly",
+    "pursue",
+]

@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from darkmatter.analyses.pursuit.dictionary import Candidates
 from darkmatter.analyses.pursuit.least_squares import Chosen
+from darkmatter.analyses.pursuit.shortlist import Candidates, renewals
 
 _RUNS = 32
 """Runs of neighbouring candidates among which the largest is looked for."""
@@ -21,11 +21,11 @@ class Greedy:
     """Codes of n tokens after each of Q numbers of steps.
 
     Attributes:
-        positions: Chosen candidates in their order, (n, T).
+        latents: Chosen latents in their order, (n, T); one that was not needed may be named again.
         amplitudes: Of unit rows, (Q, n, T), ≥ 0.
     """
 
-    positions: Tensor
+    latents: Tensor
     amplitudes: Tensor
 
 
@@ -43,7 +43,7 @@ def orthogonal_matching_pursuit(candidates: Candidates, stops: Tensor) -> Greedy
         The codes.
     """
     run = _Run(candidates, stops)
-    chosen = Chosen(len(stops), run.size, candidates.correlations)
+    chosen = Chosen(len(stops), run.size, candidates.every)
 
     def step(t: int, m: int, rest: Tensor, best: Tensor, row: Tensor) -> Tensor:
         positions = run.positions[:m, : t + 1]
@@ -70,7 +70,7 @@ def gradient_pursuit(candidates: Candidates, stops: Tensor) -> Greedy:
         The codes.
     """
     run = _Run(candidates, stops)
-    amplitudes = candidates.correlations.new_zeros(len(stops), run.size)
+    amplitudes = candidates.every.new_zeros(len(stops), run.size)
     usable = torch.zeros_like(amplitudes, dtype=torch.bool)
 
     def move(direction: Tensor, rest: Tensor, tokens: Tensor | slice, t: int, most: float) -> tuple[Tensor, Tensor]:
@@ -104,35 +104,54 @@ def gradient_pursuit(candidates: Candidates, stops: Tensor) -> Greedy:
 
 
 class _Run:
-    """What both share: the choice of the next row, and codes kept at every stop."""
+    """What both share: lists of candidates, the choice of the next row, and codes kept at every stop."""
 
     def __init__(self, candidates: Candidates, stops: Tensor) -> None:
         n, self.stops = len(stops), stops
         most = stops.amax(dim=1)
         self.size = int(most.amax()) if n else 0
-        # like gives shape, dtype and device of a token's candidates
-        like = candidates.correlations
         self.candidates = candidates
-        self.rows = like.new_empty(n, self.size, like.shape[1])
-        self.positions = torch.zeros(n, self.size, dtype=torch.int64, device=like.device)
-        steps = torch.arange(self.size, device=like.device)
+        self.rows = candidates.every.new_empty(n, self.size, candidates.every.shape[1] if self.whole else 0)
+        self.positions = torch.zeros(n, self.size, dtype=torch.int64, device=stops.device)
+        self.latents = torch.zeros_like(self.positions)
+        steps = torch.arange(self.size, device=stops.device)
         self.alive = (most[:, None] > steps).sum(dim=0).tolist()
         self.ends = (stops[:, :, None] == steps + 1).any(dim=0).tolist()
 
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are candidates."""
+        return self.candidates.shortlist is None
+
     def go(self, step: Callable[[int, int, Tensor, Tensor, Tensor], Tensor], amplitudes: Tensor) -> Greedy:
         kept = amplitudes.new_zeros(self.stops.shape[1], *amplitudes.shape)
-        rest = self.candidates.correlations
+        shortlist = self.candidates.shortlist
+        lists = renewals(shortlist) if shortlist is not None else iter(())
+        renewal = next(lists, None)
+        rest = self.candidates.every
         for t, m in enumerate(self.alive):
             rest = rest[:m]
+            if renewal is not None and renewal[0] == t:
+                rest = self._renew(t, m, renewal[1], amplitudes)
+                renewal = next(lists, None)
             best, position = _largest(rest.scatter(1, self.positions[:m, :t], -torch.inf))
             row = self.candidates.row(position)
             self.rows[:m, t], self.positions[:m, t] = row, position
             rest = step(t, m, rest, best, row)
+            self.latents[:m, t] = self.candidates.latent(self.positions[:m, t])
             for q, ends in enumerate(self.ends):
                 if ends[t]:
                     tokens = (self.stops[:m, q] == t + 1).nonzero()[:, 0]
                     kept[q, tokens] = amplitudes[tokens]
-        return Greedy(self.positions, kept)
+        return Greedy(self.latents, kept)
+
+    def _renew(self, t: int, m: int, size: int, amplitudes: Tensor) -> Tensor:
+        """Make a list whose first columns are the chosen, and return what is left of the target along it."""
+        rows, rest = self.candidates.renew(size, self.latents[:m, :t], amplitudes[:m, :t])
+        self.rows = rows.new_empty(m, self.size, rest.shape[1])
+        self.rows[:, :t] = rows
+        self.positions[:m, :t] = torch.arange(t, device=rows.device)
+        return rest
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:

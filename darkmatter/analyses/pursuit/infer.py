@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,15 @@ from torch import Tensor
 from darkmatter.analyses.pursuit.dictionary import Dictionary, decode
 from darkmatter.analyses.pursuit.greedy import gradient_pursuit, orthogonal_matching_pursuit
 from darkmatter.analyses.pursuit.least_squares import Chosen
-from darkmatter.analyses.pursuit.shortlist import ROUNDS, all_candidates, list_candidates
+from darkmatter.analyses.pursuit.shortlist import Candidates, widest
 from darkmatter.errors import InputError
 from darkmatter.sae import SAE, Codes
 from darkmatter.sae.input_norm import normalise
 
-METHODS = {"gp": gradient_pursuit, "omp": orthogonal_matching_pursuit}
 ENCODER, REFIT = "encoder", "refit"
+PURSUITS = {"gp": gradient_pursuit, "omp": orthogonal_matching_pursuit}
+METHODS = (REFIT, *PURSUITS)
+DEFAULT_METHODS = ("gp",)
 _CHUNK_BYTES = 2**26
 _CHUNK_ROWS = 1024
 
@@ -27,7 +29,7 @@ class Inferred:
     """Reconstructions of n tokens, and how many latents each has above zero.
 
     Attributes:
-        recons: By method, (n, d).
+        recons: By method, that of the encoder included, (n, d).
         l0: By method, that of the encoder included, (n,).
     """
 
@@ -44,7 +46,8 @@ class Inference:
         dictionary: Its decoder.
         l0: Steps for every token; None for as many as the encoder activates latents on it.
         ks: Further numbers of steps, rising.
-        shortlist: Candidates added per round and token, see `list_candidates`; None for all latents.
+        shortlist: Rows of a token's first list of candidates, see `renewals`; None for all latents.
+        chosen: Which of `METHODS`, in their order.
     """
 
     sae: SAE
@@ -52,11 +55,22 @@ class Inference:
     l0: int | None = None
     ks: tuple[int, ...] = ()
     shortlist: int | None = None
+    chosen: tuple[str, ...] = METHODS
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of all codes but the encoder's own: refit, gp, omp, and gp@k, omp@k of every k."""
-        return (REFIT, *METHODS, *(f"{method}@{k}" for k in self.ks for method in METHODS))
+        return (*self.chosen, *self.curve)
+
+    @property
+    def pursuits(self) -> tuple[str, ...]:
+        """The chosen methods that take steps."""
+        return tuple(name for name in self.chosen if name in PURSUITS)
+
+    @property
+    def curve(self) -> tuple[str, ...]:
+        """Names of the codes after further numbers of steps."""
+        return tuple(f"{method}@{k}" for k in self.ks for method in self.pursuits)
 
     def __call__(self, x: Tensor) -> Inferred:
         """Code tokens by every method.
@@ -80,7 +94,14 @@ class Inference:
             done = self._code(x[some], support[some], start[some], mask[some], stops[some])
             for name in self.methods:
                 recons[name][some], l0[name][some] = done.recons[name], done.l0[name]
-        return Inferred(recons, {ENCODER: counts, **l0})
+        return Inferred({ENCODER: self._encoded(x, codes), **recons}, {ENCODER: counts, **l0})
+
+    def _encoded(self, x: Tensor, codes: Codes) -> Tensor:
+        """What the SAE itself makes of x, from its codes."""
+        if self.sae.input_norm is None:
+            return self.sae.decode(codes)
+        _, scale, shift = normalise(x.to(self.sae.dtype), self.sae.input_norm)
+        return replace(self.sae, input_norm=None).decode(codes) * scale + shift
 
     def _chunks(self, order: Tensor, stops: Tensor, counts: Tensor) -> Iterator[Tensor]:
         """Cut tokens, in their order, so that the largest arrays of one cut stay small.
@@ -92,9 +113,10 @@ class Inference:
         most, active = stops.amax(dim=1)[order], counts[order]
         while first < len(order):
             size, width = int(most[first]), int(active[first : first + _CHUNK_ROWS].max())
-            candidates = s if self.shortlist is None else width + ROUNDS * max(self.shortlist, -(-size // ROUNDS))
-            numbers = 3 * s + candidates * (size + 4) + 3 * size**2 + 6 * width**2
-            numbers += 0 if self.shortlist is None else 2 * candidates**2
+            columns = s if self.shortlist is None else size + widest(self.shortlist, size)
+            numbers = 4 * s + columns * (size + 4) + 3 * size**2 + 6 * width**2
+            if self.shortlist is not None and self.dictionary.gram is None:
+                numbers += columns**2
             rows = _CHUNK_BYTES // (self.dictionary.rows.element_size() * numbers)
             last = first + min(_CHUNK_ROWS, max(1, rows))
             yield order[first:last]
@@ -111,21 +133,17 @@ class Inference:
         width = max(1, int(mask.sum(dim=1).max()))
         support, mask = support[:, :width], mask[:, :width]
         start = start[:, :width].to(y) * dictionary.norms[support]
-        if self.shortlist is None:
-            candidates = all_candidates(dictionary, y - bias, support)
-        else:
-            steps = stops.amax(dim=1)
-            candidates = list_candidates(dictionary, y - bias, support, mask, steps, self.shortlist)
-        usable = mask & (dictionary.norms[support] > 0)
-        refit = Chosen.of_support(
-            candidates.support_inner, candidates.support_correlations, usable, start, candidates.floor
-        )
-        found = {REFIT: (support, refit.amplitudes)}
-        for name, method in METHODS.items():
-            greedy = method(candidates, stops)
-            latents = candidates.latent(greedy.positions)
+        candidates = Candidates.of(dictionary, y - bias, self.shortlist)
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        if REFIT in self.chosen:
+            usable = mask & (dictionary.norms[support] > 0)
+            own, floor = candidates.every.gather(1, support), candidates.floor
+            refit = Chosen.of_support(dictionary.inner(support), own, usable, start, floor)
+            found[REFIT] = (support, refit.amplitudes)
+        for name in self.pursuits:
+            greedy = PURSUITS[name](candidates, stops)
             for suffix, amplitudes in zip(("", *(f"@{k}" for k in self.ks)), greedy.amplitudes, strict=True):
-                found[name + suffix] = (latents, amplitudes)
+                found[name + suffix] = (greedy.latents, amplitudes)
         return Inferred(
             {name: (decode(dictionary, *code) + bias) * scale + shift for name, code in found.items()},
             {name: (amplitudes > 0).sum(dim=1) for name, (_, amplitudes) in found.items()},
@@ -169,3 +187,20 @@ def check_steps(l0: int | None, ks: Sequence[int], shortlist: int | None) -> tup
     if shortlist is not None and shortlist < 1:
         raise InputError(f"shortlist is {shortlist}, expected at least 1 candidate")
     return tuple(sorted(ks))
+
+
+def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    """Check names of codes.
+
+    Args:
+        methods: The names.
+
+    Returns:
+        The names in the order of `METHODS`.
+
+    Raises:
+        InputError: None, or one that is unknown or given twice.
+    """
+    if not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
+        raise InputError(f"methods is {','.join(methods)!r}, expected some of {', '.join(METHODS)}, each once")
+    return tuple(name for name in METHODS if name in methods)

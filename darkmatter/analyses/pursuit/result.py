@@ -9,7 +9,7 @@ from darkmatter.analyses.pursuit.shares import SplitError
 from darkmatter.inference import Estimate
 
 DEFINITION = (
-    "Codes of one decoder, four ways, on the same tokens and folds. encoder: the SAE's own. refit: the latents that "
+    "Codes of one decoder, several ways, on the same tokens and folds. encoder: the SAE's own. refit: the latents that "
     "the encoder activated, amplitudes by non-negative least squares. gp, omp: latents chosen anew by non-negative "
     "gradient pursuit and by non-negative orthogonal matching pursuit, as many steps as the encoder activated latents "
     "on that token (or --l0 for every token), so never more active latents than steps. Pursuit chooses by "
@@ -66,14 +66,15 @@ class SaePursuit:
     """Codes of one SAE.
 
     Attributes:
-        codings: By name: encoder, refit, gp, omp.
-        curve: gp and omp after several numbers of steps, rising.
+        codings: By name: encoder, and those of refit, gp and omp that were asked for.
+        curve: gp or omp after several numbers of steps, rising.
         best: The method with the smallest FVU; "encoder" where none is better.
         encoder_error: FVU of the encoder minus that of the best.
         dictionary_error: FVU of the best.
         encoder_share: encoder_error as a share of the encoder's FVU.
         d_sae: Latents.
-        shortlist: Candidates per token and round beside the encoder's latents; None for all latents.
+        shortlist: Rows of the first list of candidates of a token, later lists have at least twice as many; None where
+            all latents are candidates.
         warnings: What a reader must know.
     """
 

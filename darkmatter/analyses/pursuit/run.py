@@ -11,10 +11,9 @@ from torch import Tensor
 
 from darkmatter.analyses.fold_table import FoldTable
 from darkmatter.analyses.pursuit.dictionary import GRAM_BYTES, Dictionary
-from darkmatter.analyses.pursuit.infer import ENCODER, REFIT, Inference, check_steps
+from darkmatter.analyses.pursuit.infer import DEFAULT_METHODS, ENCODER, Inference, check_methods, check_steps
 from darkmatter.analyses.pursuit.result import Coding, Pursuit, Removed, SaePursuit
 from darkmatter.analyses.pursuit.shares import Shares
-from darkmatter.analyses.pursuit.shortlist import ROUNDS
 from darkmatter.batch import Batch, BatchSource, check_batch
 from darkmatter.decomposition import DEFAULT_FOLDS
 from darkmatter.errors import InputError
@@ -38,6 +37,7 @@ def pursue(
     saes: Mapping[str, SAE],
     *,
     folds: int = DEFAULT_FOLDS,
+    methods: Sequence[str] = DEFAULT_METHODS,
     l0: int | None = None,
     ks: Sequence[int] = (),
     shortlist: int | None = None,
@@ -55,18 +55,20 @@ def pursue(
     minimum over the encoder's own latents, found exactly.
 
     Args:
-        source: Tokens with the reconstructions of the SAEs.
+        source: Tokens with the reconstructions of the SAEs; or tokens alone, a source without names: then every SAE
+            runs here and only once, which costs less.
         saes: Weights by name; names of the source without weights are left out, and a warning says so.
         folds: Document folds K.
+        methods: Which codes beside the encoder's: "refit", "gp", "omp".
         l0: Steps for every token; None for as many as the encoder activates latents on it.
         ks: Further numbers of steps, for the curve of error against L0.
-        shortlist: Candidates per token beside the encoder's latents, added in each of three rounds: those most
-            correlated with the token, then with what a first code leaves over; by default 16 for an SAE of more than
-            512 latents, else all latents.
+        shortlist: Rows among which each token chooses its first four latents: those most correlated with it. Lists
+            of twice as many or more, by what is left of it, follow after 4, 10, 22, 46, … steps. By default 16 for
+            an SAE of more than 512 latents, else all.
         exact: Choose among all latents: the same steps, several times as slow for a wide SAE.
         device: Where the sums live.
-        gram_bytes: Most memory for the inner products of all rows of the decoders, where all latents are candidates;
-            without them every step costs as much as the encoder.
+        gram_bytes: Most memory for the inner products of all rows of the decoders; without them every list, and with
+            `exact` every step, costs as much as the encoder.
         sum_bytes: Most memory for the sums of the pass.
         progress: Called with the number of tokens after every batch.
         announce: Called once, after the first batch, with the seconds that inference takes for a token.
@@ -80,8 +82,11 @@ def pursue(
     """
     if exact and shortlist is not None:
         raise InputError(f"shortlist is {shortlist} beside exact, which chooses among all latents: leave one out")
+    chosen = check_methods(methods)
     known = check_steps(l0, ks, shortlist)
-    found = prepare(source, saes, l0=l0, ks=known, shortlist=shortlist, exact=exact, gram_bytes=gram_bytes)
+    found = prepare(
+        source, saes, methods=chosen, l0=l0, ks=known, shortlist=shortlist, exact=exact, gram_bytes=gram_bytes
+    )
     run = _Pass.start(source, found, folds, device, sum_bytes)
     for batch in source:
         first = not run.started
@@ -97,6 +102,7 @@ def prepare(
     source: BatchSource,
     saes: Mapping[str, SAE],
     *,
+    methods: tuple[str, ...],
     l0: int | None,
     ks: tuple[int, ...],
     shortlist: int | None,
@@ -111,10 +117,11 @@ def prepare(
     Raises:
         InputError: There is none, or one has another width.
     """
-    names = [name for name in source.names if name in saes]
+    names = [name for name in source.names or saes if name in saes]
     if not names:
         raise InputError(
-            f"no weights of any of {', '.join(source.names)}: pursuit needs the decoder, so give SAEs, not arrays"
+            f"no weights of any of {', '.join(source.names) or 'no SAE'}: pursuit needs the decoder, so give SAEs, "
+            "not arrays"
         )
     found = {}
     for name in names:
@@ -122,8 +129,8 @@ def prepare(
         if sae.d_model != source.d_model:
             raise InputError(f"{name} has width {sae.d_model}, expected {source.d_model} as the activations")
         every = exact or (shortlist is None and sae.d_sae <= _FEW)
-        dictionary = Dictionary.of(sae, gram_bytes=gram_bytes // len(names) if every else 0)
-        found[name] = Inference(sae, dictionary, l0, ks, None if every else shortlist or _SHORTLIST)
+        dictionary = Dictionary.of(sae, gram_bytes=gram_bytes // len(names))
+        found[name] = Inference(sae, dictionary, l0, ks, None if every else shortlist or _SHORTLIST, methods)
     return found
 
 
@@ -170,15 +177,15 @@ class _Pass:
         counts: dict[str, Tensor] = {}
         for name, inference in self.inferences.items():
             tokens = x.to(inference.sae.device)
-            if not self.started:
-                _check_same(name, inference.sae(tokens), given[name], x)
             start = time.perf_counter()
             found = inference(tokens)
             self.seconds += time.perf_counter() - start
-            recons[name] = given[name]
-            recons |= {f"{name}+{method}": recon.to(x.device) for method, recon in found.recons.items()}
-            own = {_name(name, method): number for method, number in found.l0.items()}
-            counts |= {column: number.double() for column, number in own.items()}
+            if name in given and not self.started:
+                _check_same(name, found.recons[ENCODER], given[name], x)
+            recons |= {_name(name, method): recon.to(x.device) for method, recon in found.recons.items()}
+            if name in given:
+                recons[name] = given[name]
+            counts |= {_name(name, method): number.double() for method, number in found.l0.items()}
         self.started = len(x) > 0
         self.sums.update(Batch(x=x, recons=recons, groups=batch.groups))
         self.l0 = self.l0.add(batch.groups, counts)
@@ -201,10 +208,8 @@ class _Pass:
         )
 
     def _one(self, name: str, inference: Inference, shares: Shares) -> SaePursuit:
-        codings = {method: self._coding(name, method, inference, shares) for method in (ENCODER, REFIT, "gp", "omp")}
-        curve = tuple(
-            self._coding(name, f"{method}@{k}", inference, shares) for k in inference.ks for method in ("gp", "omp")
-        )
+        codings = {method: self._coding(name, method, inference, shares) for method in (ENCODER, *inference.chosen)}
+        curve = tuple(self._coding(name, label, inference, shares) for label in inference.curve)
         best = min(codings, key=lambda method: codings[method].error.fvu.value)
         encoder, least = shares.fvu(name), shares.fvu(_name(name, best))
         return SaePursuit(
@@ -222,7 +227,7 @@ class _Pass:
     def _coding(self, name: str, label: str, inference: Inference, shares: Shares) -> Coding:
         column = _name(name, label)
         method, _, k = label.partition("@")
-        steps = int(k) if k else (inference.l0 if method in ("gp", "omp") else None)
+        steps = int(k) if k else (inference.l0 if method in inference.pursuits else None)
         own = label == ENCODER
         return Coding(
             method=method,
@@ -288,6 +293,7 @@ def _warnings(name: str, codings: Mapping[str, Coding], inference: Inference, be
         )
     if inference.shortlist is not None:
         yield (
-            f"{name}: each token chooses among the encoder's latents and {ROUNDS} times {inference.shortlist} others, "
-            "not among all: errors of gp and omp are a little too large (--exact takes all, at several times the cost)."
+            f"{name}: each token chooses among the latents most correlated with what is left of it, "
+            f"{inference.shortlist} at first and {2 * inference.shortlist} or more after 4, 10, 22, … steps, not among "
+            "all: errors of pursuit are a little too large (--exact takes all, at several times the cost)."
         )

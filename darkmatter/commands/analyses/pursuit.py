@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
+from darkmatter.adapters import ModelSource
+from darkmatter.adapters.caches import CachedSource
 from darkmatter.analyses.controls import is_control
-from darkmatter.analyses.pursuit import Coding, Pursuit, SaePursuit, pursue
-from darkmatter.analyses.pursuit.shortlist import ROUNDS
+from darkmatter.analyses.pursuit import Coding, Pursuit, SaePursuit, TokensOnly, pursue
+from darkmatter.batch import BatchSource
 from darkmatter.cli_data import DataOptions
-from darkmatter.commands.analyses.data import open_data
+from darkmatter.commands.analyses.data import Data, open_data
 from darkmatter.commands.analyses.finish import finish
 from darkmatter.commands.console import say, steps
 from darkmatter.errors import InputError
 from darkmatter.plots_analyses.pursuit import save_pursuit_figure
 from darkmatter.report import percent_interval
+from darkmatter.sandbox.source import PairSource
 
 _LABELS = {"encoder": "the encoder", "refit": "a re-fit", "gp": "gradient pursuit", "omp": "OMP"}
 _WORTH_SAYING = 10.0
 """Seconds of inference below which no estimate is printed."""
 
 
-def run_pursuit(options: DataOptions, *, l0: int | None, ks: str | None, shortlist: int | None, exact: bool) -> None:
+def run_pursuit(
+    options: DataOptions, *, methods: str, l0: int | None, ks: str | None, shortlist: int | None, exact: bool
+) -> None:
     """Run the analysis, write report and figure, and print.
 
     Args:
         options: The shared options.
+        methods: Codes, comma-separated.
         l0: Latents per token.
         ks: Numbers of latents for the curve, comma-separated.
-        shortlist: Candidates per token and round.
+        shortlist: Candidates on the first list of a token.
         exact: All latents are candidates.
 
     Raises:
@@ -51,9 +60,10 @@ def run_pursuit(options: DataOptions, *, l0: int | None, ks: str | None, shortli
 
         with bars.stage("pursuit", data.n_tokens) as stage:
             result = pursue(
-                data.source,
+                _tokens(data),
                 data.saes,
                 folds=data.folds,
+                methods=tuple(part.strip() for part in methods.split(",")),
                 l0=l0,
                 ks=numbers,
                 shortlist=shortlist,
@@ -69,6 +79,17 @@ def run_pursuit(options: DataOptions, *, l0: int | None, ks: str | None, shortli
         draw=lambda path: save_pursuit_figure(path, result),
         show=lambda: show_pursuit(result),
     )
+
+
+def _tokens(data: Data) -> BatchSource:
+    """The tokens alone, since the analysis runs every SAE itself and once is enough; controls need the error."""
+    if isinstance(data.source, CachedSource | ModelSource | PairSource):
+        return TokensOnly(replace(data.source, saes=dict.fromkeys(data.source.names, _nothing)))
+    return data.source
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:
@@ -109,7 +130,11 @@ def _table(name: str, sae: SaePursuit, result: Pursuit) -> Table:
     table.caption = (
         f"{result.n_tokens:,} tokens, {result.n_groups:,} documents, {result.n_folds} folds; 95 % intervals; "
         f"{sae.d_sae:,} latents, "
-        + ("all candidates" if sae.shortlist is None else f"candidates: the encoder's and {ROUNDS} × {sae.shortlist}")
+        + (
+            "all candidates"
+            if sae.shortlist is None
+            else f"candidates listed by what is left, {sae.shortlist} at first"
+        )
     )
     table.caption_justify = "left"
     return table
