@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from darkmatter.analyses.small_r2 import gain_interval, slopes
 from darkmatter.checks import as_float_tensor, check_finite
 from darkmatter.errors import InputError
 from darkmatter.folds import fold_of
@@ -151,6 +152,9 @@ class FoldTable:
     def r2(self, target: str, on: Sequence[str]) -> Estimate:
         """R² of a number regressed on others with intercept, 1 − sqrt(S·C)/Var, leaving one fold out at a time.
 
+        The interval is that of `gain_interval`: it holds where R² is nothing, and never lies below 0 but to reach the
+        estimate.
+
         Args:
             target: The number.
             on: The regressors; columns that do not vary are ignored.
@@ -162,6 +166,9 @@ class FoldTable:
 
     def r2_differences(self, target: str, more: Sequence[str], less: Sequence[str]) -> tuple[Estimate, Estimate]:
         """R² on some regressors, and by how much it exceeds that on others, on the same folds.
+
+        Where one set of regressors holds the other, the interval of the difference is that of `gain_interval`. Else it
+        is that of the delta method, which is poor where both R² are about 0: the difference may have either sign.
 
         Args:
             target: The number.
@@ -179,20 +186,32 @@ class FoldTable:
         total = self.squares(target)
         if not float(total.sum()) > 0:
             return UNDEFINED, UNDEFINED
-        var, psi = float(total.sum() / self.used.sum()), relative_influence(total, self.used)
-        share, influence = self._unexplained(target, more, var, psi)
-        first = interval(share, influence, self.used, link="log").complement()
-        other, other_influence = self._unexplained(target, less, var, psi)
-        gap = interval(other - share, other * other_influence - share * influence, self.used)
-        return first, gap
+        var = float(total.sum() / self.used.sum())
+        (share, heldout), (other, other_heldout) = (self._unexplained(target, on, var) for on in (more, less))
+        first = self._gain(target, (), more, 1 - share)
+        if set(less) <= set(more):
+            return first, self._gain(target, less, more, other - share)
+        if set(more) < set(less):
+            loss = self._gain(target, more, less, share - other)
+            return first, Estimate(-loss.value, -loss.high, -loss.low)
+        psi = relative_influence(total, self.used)
+        influence = residual_influence(heldout, self.used, len(more)) - psi
+        other_influence = residual_influence(other_heldout, self.used, len(less)) - psi
+        return first, interval(other - share, other * other_influence - share * influence, self.used)
 
-    def _unexplained(self, target: str, on: Sequence[str], var: float, psi: Tensor) -> tuple[float, Tensor]:
-        """Residual variance over variance, and its log influence."""
+    def _gain(self, target: str, less: Sequence[str], more: Sequence[str], value: float) -> Estimate:
+        """Interval of what the regressors of `more` that are not in `less` add."""
+        names = [*less, *(name for name in more if name not in less), target]
+        index, used = [self.column(name) for name in names], self.n > 0
+        scatter = self.scatter[used][:, index][:, :, index]
+        return gain_interval(value, self.used, self.mean[used][:, index], scatter, len(less))
+
+    def _unexplained(self, target: str, on: Sequence[str], var: float) -> tuple[float, Tensor]:
+        """Residual variance over variance, and its held-out sums of squares by fold."""
         if not on:
-            return 1.0, torch.zeros_like(psi)
+            return 1.0, self.squares(target)
         train, heldout, n_train = (torch.stack(parts) for parts in zip(*self._fits(target, on), strict=True))
-        value = symmetric_optimism(train, heldout, n_train, self.used) / var
-        return value, residual_influence(heldout, self.used, len(on)) - psi
+        return symmetric_optimism(train, heldout, n_train, self.used) / var, heldout
 
     def _fits(self, target: str, on: Sequence[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Residual sums of squares on the training tokens and on the fold left out, for every fold in turn."""
@@ -202,7 +221,7 @@ class FoldTable:
         for k in folds:
             rest = _union(self, [i for i in folds if i != k], index)
             n, mean, scatter = rest
-            slope = torch.linalg.lstsq(scatter[:-1, :-1], scatter[:-1, -1:], driver="gelsd").solution[:, 0]
+            slope = slopes(scatter[:-1, :-1], scatter[:-1, -1:])[:, 0]
             contrast = torch.cat([-slope, torch.ones(1, dtype=torch.float64)])
             own = self.scatter[k][index][:, index]
             off = (self.mean[k, index] - mean) @ contrast

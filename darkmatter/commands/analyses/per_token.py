@@ -174,14 +174,15 @@ def _sentence(result: PerToken) -> str:
         gain = pair.norm.gain_nonlinear
         parts.append(
             f"The error norm of {pair.small} predicts that of {pair.large} with R2 {_plain(pair.norm.r2['error'])}; "
-            f"its nonlinear part adds {_plain(gain)}."
+            f"its nonlinear part adds {_plain(gain, digits=4)}."
         )
     parts.append("The nonlinear share is an upper end of what an SAE introduces, in every class of tokens.")
     return " ".join(parts)
 
 
-def _plain(estimate: Estimate) -> str:
-    return "–" if math.isnan(estimate.value) else f"{estimate:.3f}".replace("-0.000", "0.000")
+def _plain(estimate: Estimate, *, digits: int = 3) -> str:
+    ends = [round(v, digits) + 0.0 for v in (estimate.value, estimate.low, estimate.high)]  # no minus before zeros
+    return "–" if math.isnan(estimate.value) else f"{Estimate(*ends):.{digits}f}"
 
 
 def _short(estimate: Estimate) -> str:
