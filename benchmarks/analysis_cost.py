@@ -293,6 +293,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     source = make(given.tokens, given.d_model, given.latents, given.k, given.saes)
+    unknown = sorted(set(given.names) - set(CASES))
+    if unknown:
+        parser.error(f"no case {unknown[0]!r}, expected some of {', '.join(CASES)}")
     chosen = {name: CASES[name] for name in given.names or CASES}
     best: dict[str, float] = {}
     for _ in range(given.rounds):  # in turn, so that a slow spell of the machine meets all
