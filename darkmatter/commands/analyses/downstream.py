@@ -148,7 +148,7 @@ def _show(result: DownstreamLosses, truth: ReadoutTruth | None) -> None:
             table.add_column("truth", justify="right")
         for variant, found in {**result.variants, **sae.variants}.items():
             true = [] if known is None else [f"{known.increases[variant]:.3f}"]
-            table.add_row(LABELS[variant], f"{found.increase:.3f}", _share(found.recovered), *true)
+            table.add_row(LABELS[variant], f"{found.increase:z.3f}", _share(found.recovered), *true)
         table.caption = (
             f"clean loss {result.clean:.3f}; {result.n_losses:,} losses of {result.n_documents:,} documents, "
             f"{result.n_folds} folds; recovered: of what mean ablation costs; "

@@ -25,6 +25,10 @@ from darkmatter.plots_analyses.ladder import RUNGS, save_ladder_figure
 _PROBE = 2**11
 
 
+_WIDE = 112
+"""Columns of a terminal that holds the differences from the affine map as well."""
+
+
 def run_ladder(
     options: DataOptions, *, ranks: str, trained: bool, hidden: int | None, passes: int, latent_memory: str
 ) -> None:
@@ -114,34 +118,36 @@ def _truth(data: Data, ranks: tuple[int, ...]) -> Mapping[str, Mapping[str, floa
 def _show(result: Ladder, truth: Mapping[str, Mapping[str, float]]) -> None:
     console = Console(highlight=False)
     for name, ladder in result.saes.items():
-        console.print(_table(ladder, truth.get(name), result))
+        console.print(_table(ladder, truth.get(name), result, wide=console.width >= _WIDE))
     for warning in result.warnings:
         say(f"Warning: {warning}")
 
 
-def _table(ladder: SaeLadder, truth: Mapping[str, float] | None, result: Ladder) -> Table:
+def _table(ladder: SaeLadder, truth: Mapping[str, float] | None, result: Ladder, *, wide: bool) -> Table:
     mark = " (null control)" if is_control(ladder.name) else ""
     table = Table(
-        title=f"{ladder.name}{mark}: share of the error's variance that is explained",
+        title=f"{ladder.name}{mark}: per cent of the error's variance explained",
         title_justify="left",
         header_style="bold",
     )
     table.add_column("predictor", no_wrap=True)
-    columns = ["explained [95 %]", "over the rung before", "over the affine map", *(["truth"] if truth else [])]
-    for column in columns:
+    # differences from the affine map stand in ladder.json too
+    columns = ["explained [95 %]", "over the rung\nbefore", *(["over the\naffine map"] if wide else [])]
+    for column in [*columns, *(["truth"] if truth else [])]:
         table.add_column(column, justify="right")
-    table.add_row("mean", "0", "", "", *([""] if truth else []))
+    table.add_row("mean", "0")
     for section in (ladder.rungs, ladder.in_x):
         for rung in section:
             label = RUNGS.get(rung.name, rung.name.replace("_", " ")).replace("\n", " ")
-            true = [] if truth is None else [f"{truth[rung.name]:.3f}" if rung.name in truth else ""]
+            true = [] if truth is None else [f"{100 * truth[rung.name]:z.1f}" if rung.name in truth else ""]
             above = "≥ " if rung.heldout_only else ""
-            table.add_row(label, above + _number(rung.r2), _number(rung.over_previous), _over(rung.over_linear), *true)
+            over = [_over(rung.over_linear)] if wide else []
+            table.add_row(label, above + _number(rung.r2), _number(rung.over_previous), *over, *true)
         table.add_section()
     r90 = ladder.curve.r90
     if math.isfinite(r90.value):
         true = [] if truth is None else [f"{truth['r90']:.0f}"]
-        table.add_row("rank that reaches 90 %", f"{r90:.0f}", "", "", *true)
+        table.add_row("rank that reaches 90 %", f"{r90:.0f}", "", *([""] if wide else []), *true)
     table.caption = (
         f"FVU {ladder.fvu:.3f}; {result.n_tokens:,} tokens, {result.n_groups:,} documents, {result.n_folds} folds; "
         "rungs are not nested; nothing here says what the SAE introduced"
@@ -151,7 +157,9 @@ def _table(ladder: SaeLadder, truth: Mapping[str, float] | None, result: Ladder)
 
 
 def _number(estimate: Estimate) -> str:
-    return f"{estimate:.3f}" if math.isfinite(estimate.value) else "–"
+    if not math.isfinite(estimate.value):
+        return "–"
+    return f"{Estimate(100 * estimate.value, 100 * estimate.low, 100 * estimate.high):z.1f}"
 
 
 def _over(estimate: Estimate) -> str:

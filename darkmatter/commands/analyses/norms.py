@@ -135,11 +135,11 @@ def _put(console: Console, name: str, probes: Mapping[str, BothProbes], truth: M
 
 
 def _interval(estimate: Estimate) -> str:
-    return "–" if estimate.value != estimate.value else f"{estimate:.3f}"
+    return "–" if estimate.value != estimate.value else f"{estimate:z.3f}"
 
 
 def _number(estimate: Estimate) -> str:
-    return "–" if estimate.value != estimate.value else f"{estimate.value:.2f}".replace("-0.00", "0.00")
+    return "–" if estimate.value != estimate.value else f"{estimate.value:z.2f}"
 
 
 def _sentence(result: NormProbes) -> str:

@@ -181,8 +181,7 @@ def _sentence(result: PerToken) -> str:
 
 
 def _plain(estimate: Estimate, *, digits: int = 3) -> str:
-    ends = [round(v, digits) + 0.0 for v in (estimate.value, estimate.low, estimate.high)]  # no minus before zeros
-    return "–" if math.isnan(estimate.value) else f"{Estimate(*ends):.{digits}f}"
+    return "–" if math.isnan(estimate.value) else f"{estimate:z.{digits}f}"
 
 
 def _short(estimate: Estimate) -> str:
